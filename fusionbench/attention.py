@@ -1,0 +1,68 @@
+"""softmax(QKᵀ·scale)V, computed by the impl that was asked for and by no other."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import FusionbenchError
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, impl: str, mask: Tensor | None = None) -> Tensor:
+    """Attention of every query over the keys that ``mask`` lets through; non-causal, scale 1/√d.
+
+    q [B, H, Lq, d], k and v [B, H, Lk, d], mask [B, Lk] bool, True at keys that take part.
+    Returns [B, H, Lq, d]. A row whose keys are all masked gives 0. Raises FusionbenchError
+    for an impl without code here.
+    """
+    if impl not in _IMPLS:
+        raise FusionbenchError(f"attention has no '{impl}' impl (has: {', '.join(_IMPLS)})")
+    return _IMPLS[impl](q, k, v, mask)
+
+
+def probabilities(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the last axis of scores [..., Lq, Lk]; masked keys, and rows of only such keys, get 0."""
+    if mask is None:
+        return scores.softmax(dim=-1)
+    # Filling twice keeps a fully masked row at 0 in the forward and in the backward pass: softmax alone gives NaN.
+    return scores.masked_fill(~mask, -math.inf).softmax(dim=-1).masked_fill(~mask, 0.0)
+
+
+def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, H, Lq, Lk]
+    return probabilities(scores, None if mask is None else mask[:, None, None, :]) @ v
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None, :])
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return compiled_flex()(q, k, v)
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
+        return torch.where(mask[b, k_index], score, -math.inf)
+
+    return compiled_flex()(q, k, v, score_mod=score_mod)
+
+
+@functools.cache
+def compiled_flex() -> Callable[..., Any]:
+    """flex_attention under torch.compile, which it needs in order not to write the scores to memory."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+_IMPLS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
+    "eager": _eager,
+    "sdpa": _sdpa,
+    "flex": _flex,
+}

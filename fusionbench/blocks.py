@@ -1,0 +1,219 @@
+"""The parts that strategies are built from, each with its cost beside it: projectors, attention, layers.
+
+A strategy's ``cost`` calls the function ``x_cost`` of every block ``X`` that its module holds, with the
+same sizes, so that the two can be read side by side. B batch, Lq/Lk lengths, D width, I inner width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attention import attend
+from .cost import Cost, attention, layer_norm, linear
+from .spec import Case, Shape
+
+Mask = Tensor | None
+
+
+def projected_width(width: int, case: Case) -> int:
+    """The width of a modality after its projector."""
+    return width if case.projector == "identity" else case.shape.width
+
+
+def equal_widths(case: Case, **options: object) -> str | None:
+    """The refusal of strategies that put both modalities into one stream: their widths must meet."""
+    shape = case.shape
+    if case.projector == "identity" and shape.image_width != shape.text_width:
+        return (
+            f"projector 'identity' leaves image at width {shape.image_width} and text at {shape.text_width}; "
+            "this strategy needs them equal (use 'linear')"
+        )
+    return None
+
+
+class Projector(nn.Module):
+    """Bring one modality to the common width: identity, linear, linear + LayerNorm, or a 2-layer MLP.
+
+    [B, L, width] -> [B, L, projected_width]; adds a learned modality-type vector when the case asks for one.
+    """
+
+    def __init__(self, width: int, case: Case) -> None:
+        super().__init__()
+        out = projected_width(width, case)
+        layers: dict[str, list[nn.Module]] = {
+            "identity": [],
+            "linear": [nn.Linear(width, out)],
+            "linear_norm": [nn.Linear(width, out), nn.LayerNorm(out)],
+            "mlp": [nn.Linear(width, out), nn.GELU(), nn.Linear(out, out)],  # LLaVA-1.5's mlp2x_gelu
+        }
+        self.layers = nn.Sequential(*layers[case.projector])
+        self.type_embedding = nn.Parameter(torch.randn(out) * 0.02) if case.type_embedding else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected: Tensor = self.layers(x)
+        return projected if self.type_embedding is None else projected + self.type_embedding
+
+
+def projector_cost(rows: int, width: int, case: Case) -> Cost:
+    """``rows`` = batch x tokens."""
+    out = projected_width(width, case)
+    first = linear(rows, width, out)
+    costs = {
+        "identity": Cost(),
+        "linear": first,
+        "linear_norm": first + layer_norm(rows, out),
+        "mlp": first + Cost(saved=rows * out) + linear(rows, out, out),  # GELU keeps its input too
+    }
+    type_vector = Cost(params=out) if case.type_embedding else Cost()
+    return costs[case.projector] + type_vector
+
+
+def projectors_cost(case: Case) -> Cost:
+    """Both modalities through a projector each."""
+    s = case.shape
+    return projector_cost(s.batch * s.image, s.image_width, case) + projector_cost(s.batch * s.text, s.text_width, case)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, L, H·d] -> [B, H, L, d]"""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[B, H, L, d] -> [B, L, H·d]"""
+    return x.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B, Lq, query_width] over context [B, Lk, context_width], d = inner / heads."""
+
+    def __init__(self, query_width: int, context_width: int, inner: int, heads: int, impl: str) -> None:
+        super().__init__()
+        self.heads, self.impl = heads, impl
+        self.q = nn.Linear(query_width, inner)
+        self.k = nn.Linear(context_width, inner)
+        self.v = nn.Linear(context_width, inner)
+        self.out = nn.Linear(inner, query_width)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Mask = None) -> Tensor:
+        q, k, v = (split_heads(y, self.heads) for y in (self.q(x), self.k(context), self.v(context)))
+        return self.out(merge_heads(attend(q, k, v, self.impl, mask)))
+
+
+def attention_cost(
+    shape: Shape, queries: int, keys: int, query_width: int, context_width: int, impl: str, *, self_attention: bool
+) -> Cost:
+    """``Attention`` over ``queries`` x ``keys`` tokens per sample; in self-attention x and context are one tensor."""
+    b, inner = shape.batch, shape.width
+    return (
+        linear(b * queries, query_width, inner)
+        + linear(b * keys, context_width, inner, saves_input=not self_attention)
+        + linear(b * keys, context_width, inner, saves_input=False)
+        + attention(b, queries, keys, inner, shape.heads, impl)
+        + linear(b * queries, inner, query_width, saves_input=False)  # attention keeps its own output
+    )
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, Linear with a hidden layer of ``ratio`` x width."""
+
+    def __init__(self, width: int, ratio: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, ratio * width)
+        self.down = nn.Linear(ratio * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+def feed_forward_cost(rows: int, width: int, ratio: int) -> Cost:
+    hidden = ratio * width
+    return linear(rows, width, hidden) + Cost(saved=rows * hidden) + linear(rows, hidden, width)
+
+
+class Layer(nn.Module):
+    """One pre-LayerNorm Transformer layer: self-attention without a context, cross-attention with one.
+
+    x [B, Lq, D], context [B, Lk, context_width]; x + Attention(LN(x), context), then x + FFN(LN(x))
+    unless the shape's ``ffn`` is 0. ``context_norm`` gives the context a LayerNorm of its own.
+    """
+
+    def __init__(
+        self, shape: Shape, width: int, impl: str, *, context_width: int | None = None, context_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.context_norm = nn.LayerNorm(context_width or width) if context_norm else nn.Identity()
+        self.attention = Attention(width, context_width or width, shape.width, shape.heads, impl)
+        self.ffn = nn.Sequential(nn.LayerNorm(width), FeedForward(width, shape.ffn)) if shape.ffn else None
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Mask = None) -> Tensor:
+        queries = self.norm(x)
+        x = x + self.attention(queries, queries if context is None else self.context_norm(context), mask)
+        return x if self.ffn is None else x + self.ffn(x)
+
+
+def layer_cost(
+    shape: Shape,
+    queries: int,
+    width: int,
+    impl: str,
+    *,
+    keys: int | None = None,
+    context_width: int | None = None,
+    context_norm: bool = False,
+) -> Cost:
+    """``Layer`` over ``queries`` tokens per sample; ``keys`` tokens of context, or None for self-attention."""
+    rows, kv_width = shape.batch * queries, context_width or width
+    cost = layer_norm(rows, width)
+    if context_norm and keys is not None:
+        cost += layer_norm(shape.batch * keys, kv_width)
+    cost += attention_cost(
+        shape, queries, queries if keys is None else keys, width, kv_width, impl, self_attention=keys is None
+    )
+    if shape.ffn:
+        cost += layer_norm(rows, width) + feed_forward_cost(rows, width, shape.ffn)
+    return cost
+
+
+class Encoder(nn.Module):
+    """``depth`` self-attention layers over one sequence [B, L, D]."""
+
+    def __init__(self, shape: Shape, width: int, impl: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(shape, width, impl) for _ in range(shape.depth))
+
+    def forward(self, x: Tensor, mask: Mask = None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, None, mask)
+        return x
+
+
+def encoder_cost(shape: Shape, tokens: int, width: int, impl: str) -> Cost:
+    return layer_cost(shape, tokens, width, impl) * shape.depth
+
+
+def join(image: Tensor | None, text: Tensor | None) -> Tensor:
+    """One stream [B, Li + Lt, D], image tokens first; a missing modality adds no tokens."""
+    present = [x for x in (image, text) if x is not None]
+    return present[0] if len(present) == 1 else torch.cat(present, dim=1)
+
+
+def join_masks(image: Tensor | None, text: Tensor | None, image_mask: Mask, text_mask: Mask) -> Mask:
+    """The key-padding mask of ``join(image, text)``; None when neither modality is padded."""
+    if image_mask is None and text_mask is None:
+        return None
+    masks = []
+    for tokens, mask in ((image, image_mask), (text, text_mask)):
+        if tokens is not None:
+            masks.append(torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask)
+    return masks[0] if len(masks) == 1 else torch.cat(masks, dim=1)
+
+
+def pool(x: Tensor, mask: Mask) -> Tensor:
+    """The mean over a sample's real tokens: [B, L, D] -> [B, D]; a sample without any gives 0."""
+    if mask is None:
+        return x.mean(dim=1)
+    weights = mask.to(x.dtype).unsqueeze(-1)
+    return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

@@ -1,0 +1,79 @@
+"""What a strategy must cost, in closed form: FLOPs, parameters, bytes moved, activations kept.
+
+A strategy's cost is the sum of the primitives below, written beside its module. Only matrix
+products count as FLOPs (2 per multiply-add), as in ``torch.utils.flop_counter``; only matrix
+products, attention and copies move bytes: norms and elementwise ops are taken to be fused into their
+neighbours. Everything is counted in elements of the compute dtype; sizes that do not follow it are bytes.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Cost(Struct, frozen=True, kw_only=True):
+    """The cost of one forward pass, and of the backward pass where it differs from twice the forward."""
+
+    flops: int = 0
+    backward_flops: int = 0
+    params: int = 0
+    weights_read: int = 0  # elements of weights that one forward pass reads
+    activations_moved: int = 0  # elements that each product reads and writes, nothing fused across products
+    saved: int = 0  # elements that autograd keeps for the backward pass
+    saved_bytes: int = 0  # what it keeps in a dtype of its own: fp32 statistics, int64 ids
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(**{name: getattr(self, name) * times for name in self.__struct_fields__})
+
+    def min_bytes(self, itemsize: int, weight_itemsize: int | None = None) -> int:
+        """Bytes that a forward pass must move when every product reads and writes each operand once."""
+        return self.activations_moved * itemsize + self.weights_read * (weight_itemsize or itemsize)
+
+    def activation_bytes(self, itemsize: int) -> int:
+        """Bytes that autograd keeps between the forward and the backward pass, weights not counted."""
+        return self.saved * itemsize + self.saved_bytes
+
+
+def linear(rows: int, inputs: int, outputs: int, *, bias: bool = True, saves_input: bool = True) -> Cost:
+    """``rows`` vectors through ``nn.Linear``; ``saves_input`` is False where another op keeps that tensor."""
+    flops = 2 * rows * inputs * outputs
+    weights = inputs * outputs + (outputs if bias else 0)
+    return Cost(
+        flops=flops,
+        backward_flops=2 * flops,
+        params=weights,
+        weights_read=weights,
+        activations_moved=rows * (inputs + outputs),
+        saved=rows * inputs if saves_input else 0,
+    )
+
+
+def layer_norm(rows: int, width: int, *, saves_input: bool = True) -> Cost:
+    """LayerNorm with affine weights; autograd keeps its input, and mean and 1/std in fp32."""
+    return Cost(
+        params=2 * width,
+        weights_read=2 * width,
+        saved=rows * width if saves_input else 0,
+        saved_bytes=8 * rows,
+    )
+
+
+def attention(batch: int, queries: int, keys: int, width: int, heads: int, impl: str) -> Cost:
+    """softmax(QKᵀ/√d)V over ``heads`` heads of ``width`` together, without its projections.
+
+    ``eager`` writes scores and probabilities to memory and keeps the probabilities; every other
+    impl is counted as flash attention: only Q, K, V, the output and a log-sum-exp per row.
+    """
+    q, kv, scores = batch * queries * width, 2 * batch * keys * width, batch * heads * queries * keys
+    flops = 4 * batch * queries * keys * width
+    eager = impl == "eager"
+    return Cost(
+        flops=flops,
+        backward_flops=2 * flops,
+        activations_moved=q + kv + q + (4 * scores if eager else 0),
+        saved=q + kv + q + (scores if eager else 0),
+        saved_bytes=0 if eager else 4 * batch * heads * queries,
+    )

@@ -1,0 +1,55 @@
+"""Every error that fusionbench raises on purpose, and how a near miss is answered.
+
+FusionbenchError            exit code 2 unless said otherwise
+├── SuiteError              a suite file or a command-line value is wrong
+├── UnknownNameError             a name nobody registered; the message holds the nearest one
+├── MissingModalityError         a strategy was given None for a modality that it cannot do without
+└── StoreError              a results folder cannot be read or written (exit code 6 when damaged)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FusionbenchError(Exception):
+    """Base of all errors whose message is meant for the user: one line, no traceback."""
+
+    exit_code = 2
+
+
+class SuiteError(FusionbenchError):
+    """A suite file, or a value that narrows one, cannot be used."""
+
+
+class UnknownNameError(FusionbenchError):
+    """A name that is not registered."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"no {kind} named '{printable(name)}'{nearest(name, known)}")
+
+
+class MissingModalityError(FusionbenchError):
+    """A strategy was called without a modality that it needs."""
+
+
+class StoreError(FusionbenchError):
+    """A results folder cannot be written, or what it holds is damaged."""
+
+    exit_code = 6
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    names = sorted(known)
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if matches:
+        return f"; did you mean '{matches[0]}'?"
+    return f" (known: {', '.join(names)})" if names else ""
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Text from outside as it may be shown in a terminal: no control characters, bounded length."""
+    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: limit + 1])
+    return clean if len(clean) <= limit else clean[:limit] + "…"

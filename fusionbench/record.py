@@ -1,0 +1,171 @@
+"""What one job brought back: a record and its parts, and the only code that knows their wire format.
+
+Facts only: samples are kept raw, and whatever follows from them is computed when it is read.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import msgspec
+from msgspec import Struct
+
+from .spec import Job
+
+VERSION = 1  # of the wire format; a reader refuses a newer one
+
+Status = Literal["ok", "skipped", "wrong", "error", "oom", "crash", "timeout"]
+STATUSES: tuple[str, ...] = get_args(Status)
+FAILED: tuple[Status, ...] = ("wrong", "error", "oom", "crash", "timeout")
+
+
+class Timing(Struct, frozen=True, kw_only=True):
+    """Raw samples of one timer. A sample is ``loops`` calls long; ``run_delay_ns`` is the time that the
+    sample's threads spent waiting for a core (empty where the kernel does not say)."""
+
+    timer: Literal["wall", "cuda_event", "cuda_graph", "kernel", "host"]
+    cache: Literal["hot", "cold"]
+    loops: int
+    samples_ns: tuple[int, ...]
+    run_delay_ns: tuple[int, ...] = ()
+    stop: Literal["precise", "budget", "samples", "interrupted"]  # why sampling ended
+    first_call_ns: int  # the first call of all: lazy initialisation and compilation
+    warmup_calls: int
+    threads: int
+
+
+class Memory(Struct, frozen=True, kw_only=True):
+    """Peak bytes above what rests: the inputs and the weights."""
+
+    peak_bytes: int
+    resting_bytes: int
+    meter: Literal["cuda_allocator", "mem_tracker"]
+
+
+class Energy(Struct, frozen=True, kw_only=True):
+    """Energy over a window of back-to-back calls."""
+
+    joules: float
+    calls: int
+    window_s: float
+    meter: Literal["nvml", "rapl"]
+
+
+class Deviation(Struct, frozen=True, kw_only=True):
+    """How far a tensor is from the reference; None where it is not finite."""
+
+    max_abs: float | None
+    mean_abs: float | None
+    rel_l2: float | None
+    cosine: float | None
+
+
+class Accuracy(Struct, frozen=True, kw_only=True):
+    """Errors against the reference, beside those of eager PyTorch in the same dtype (the yardstick)."""
+
+    reference: Literal["fp64", "fp32"]
+    output: Deviation
+    yardstick: Deviation
+    gradient: Deviation | None = None
+    gradient_yardstick: Deviation | None = None
+
+
+class Costs(Struct, frozen=True, kw_only=True):
+    """The closed-form cost of the job, at the sizes of its dtype. FLOPs are those of the whole mode."""
+
+    flops: int
+    params: int
+    min_bytes: int
+    activation_bytes: int
+    counted_flops: int | None = None  # by FlopCounterMode; None where it cannot see (compiled code)
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """One job, once: its outcome and everything measured on the way. A failure is a record too."""
+
+    job: Job
+    status: Status
+    reason: str = ""
+    phase: str = ""  # the step that failed: build, accuracy, warm-up, time, memory, flops
+    time: Timing | None = None
+    memory: Memory | None = None
+    energy: Energy | None = None
+    accuracy: Accuracy | None = None
+    costs: Costs | None = None
+    kernels: tuple[str, ...] = ()  # names of the attention and int8 ops that really ran
+    notes: tuple[str, ...] = ()
+    source: str = ""  # hash of the code that was measured
+    environment: str = ""  # id of the Environment
+    started_at: str = ""  # UTC, ISO 8601
+    wall_s: float = 0.0
+    phases_s: dict[str, float] = {}
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """Two records with the same identity answer the same question."""
+        return (self.job.key, self.source, self.environment)
+
+
+class Environment(Struct, frozen=True, kw_only=True):
+    """Who measured: the facts that decide whether two timings may be compared, and those that say when and where."""
+
+    id: str
+    machine: str  # a name for people; the host name unless the user gives another
+    system: str
+    python: str
+    torch: str
+    triton: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    cpu_flags: tuple[str, ...] = ()  # those that decide which dtypes are native
+    gpu: str = ""
+    gpu_count: int = 0
+    capability: str = ""
+    driver: str = ""
+    cuda: str = ""
+    power_limit_w: float | None = None
+    commit: str = ""
+    dirty: bool = False
+    fusionbench: str = ""
+
+
+class RecordLine(Struct, frozen=True, kw_only=True, tag="record", tag_field="kind"):
+    v: int
+    record: Record
+
+
+class EnvironmentLine(Struct, frozen=True, kw_only=True, tag="environment", tag_field="kind"):
+    v: int
+    environment: Environment
+
+
+Line = RecordLine | EnvironmentLine
+
+_encoder = msgspec.json.Encoder()
+_record_decoder = msgspec.json.Decoder(Record)
+_line_decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+
+
+def encode_record(record: Record) -> bytes:
+    return _encoder.encode(record)
+
+
+def decode_record(data: bytes) -> Record:
+    """Raises msgspec.ValidationError or msgspec.DecodeError for anything that is not a record."""
+    return _record_decoder.decode(data)
+
+
+def encode_line(item: Record | Environment) -> bytes:
+    """One line of a shard, without its checksum and line end."""
+    if isinstance(item, Record):
+        return _encoder.encode(RecordLine(v=VERSION, record=item))
+    return _encoder.encode(EnvironmentLine(v=VERSION, environment=item))
+
+
+def decode_line(data: bytes) -> Record | Environment:
+    """Raises msgspec.ValidationError or DecodeError for a damaged line, ValueError for a newer version."""
+    line = _line_decoder.decode(data)
+    if line.v > VERSION:
+        raise ValueError(f"schema {line.v} is newer than this fusionbench ({VERSION}); upgrade to read it")
+    return line.record if isinstance(line, RecordLine) else line.environment

@@ -1,0 +1,174 @@
+"""Which strategies exist: the decorator that declares one, and the look-up by name."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from .cost import Cost
+from .errors import FusionbenchError, UnknownNameError
+from .spec import NAME_PATTERN, Case
+
+Built = TypeVar("Built", bound=type[nn.Module])
+CostFunction = Callable[..., Cost]  # (case, impl, **options) -> Cost
+Refusal = Callable[..., str | None]  # (case, **options) -> the reason why a case makes no sense
+InputsFunction = Callable[[Case, torch.Generator], "Inputs"]
+
+ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a strategy's ``forward`` is called with; masks are True at real tokens, None without padding."""
+
+    image: torch.Tensor | None
+    text: torch.Tensor | None
+    image_mask: torch.Tensor | None = None
+    text_mask: torch.Tensor | None = None
+
+    def args(self) -> tuple[torch.Tensor | None, ...]:
+        return (self.image, self.text, self.image_mask, self.text_mask)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way in which two modalities become one: a family of modules and its closed-form cost."""
+
+    name: str
+    build: Callable[..., nn.Module]
+    impls: tuple[str, ...]
+    cost: CostFunction
+    options: Mapping[str, Any] = field(default_factory=dict)
+    refuses: Refusal | None = None
+    inputs: InputsFunction | None = None
+    summary: str = ""
+
+    def module(self, case: Case, impl: str) -> nn.Module:
+        """A fresh module in fp32 on the current default device, initialised from torch's global seed."""
+        return self.build(case, impl, **self.options)
+
+    def costs(self, case: Case, impl: str) -> Cost:
+        return self.cost(case, impl, **self.options)
+
+    def refusal(self, case: Case) -> str | None:
+        return self.refuses(case, **self.options) if self.refuses else None
+
+    @functools.cached_property
+    def source_files(self) -> tuple[Path, ...]:
+        """The file that defines the strategy and the package files that it computes with."""
+        own = Path(inspect.getfile(self.build))
+        here = Path(__file__).parent
+        return (own, here / "attention.py", here / "blocks.py", here / "backends.py")
+
+    @functools.cached_property
+    def source(self) -> str:
+        """A hash of that code: records of older code do not count as done."""
+        digest = hashlib.blake2b(digest_size=8)
+        for file in self.source_files:
+            digest.update(file.read_bytes() if file.exists() else b"")
+        return digest.hexdigest()
+
+
+_REGISTERED: dict[str, Strategy] = {}
+
+
+def strategy(
+    name: str,
+    *,
+    impls: tuple[str, ...],
+    cost: CostFunction,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
+    refuses: Refusal | None = None,
+    inputs: InputsFunction | None = None,
+) -> Callable[[Built], Built]:
+    """Register an ``nn.Module`` class as the strategy ``name`` and return it unchanged.
+
+    The class is built as ``cls(case, impl, **options)``; ``forward(image, text, image_mask, text_mask)``
+    takes image [B, Li, image_width] and text [B, Lt, text_width]. ``variants`` maps a suffix to options:
+    ``variants={"vote": {"combine": "vote"}}`` on ``late`` also registers ``late:vote``. ``cost`` and
+    ``refuses`` receive the same options. The docstring's first line is the summary that users read.
+
+    Raises FusionbenchError for a name that is taken or not fit for a file name.
+    """
+
+    def register(cls: Built) -> Built:
+        first_line = (inspect.getdoc(cls) or "").partition("\n")[0]
+        entries: dict[str, dict[str, Any]] = {name: {}}
+        entries |= {f"{name}:{suffix}": dict(options) for suffix, options in (variants or {}).items()}
+        for full_name, options in entries.items():
+            _add(Strategy(full_name, cls, impls, cost, options, refuses, inputs, first_line))
+        return cls
+
+    return register
+
+
+def _add(entry: Strategy) -> None:
+    if not re.fullmatch(NAME_PATTERN, entry.name):
+        raise FusionbenchError(f"strategy name {entry.name[:80]!r} does not match {NAME_PATTERN}")
+    taken = _REGISTERED.get(entry.name)
+    if taken is not None and inspect.getfile(taken.build) != inspect.getfile(entry.build):
+        raise FusionbenchError(f"strategy '{entry.name}' is registered twice: {taken.build} and {entry.build}")
+    _REGISTERED[entry.name] = entry
+
+
+def strategies() -> Mapping[str, Strategy]:
+    """All strategies by name: the built-in ones, installed plugins, and files given to load_plugin."""
+    _discover()
+    return dict(sorted(_REGISTERED.items()))
+
+
+def get(name: str) -> Strategy:
+    """The strategy called ``name``; raises UnknownNameError with the nearest one."""
+    _discover()
+    if name not in _REGISTERED:
+        raise UnknownNameError("strategy", name, _REGISTERED)
+    return _REGISTERED[name]
+
+
+@functools.cache
+def _discover() -> None:
+    from . import strategies as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    for entry in importlib.metadata.entry_points(group="fusionbench.strategies"):
+        entry.load()
+
+
+def load_plugin(path: Path) -> None:
+    """Register the strategies of a Python file that the user named on the command line (so it is trusted)."""
+    resolved = path.resolve()
+    if not resolved.is_file():
+        raise FusionbenchError(f"plugin '{path}' is not a file")
+    name = f"fusionbench_plugin_{hashlib.blake2b(str(resolved).encode(), digest_size=6).hexdigest()}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    if spec is None or spec.loader is None:
+        raise FusionbenchError(f"plugin '{path}' is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except FusionbenchError:
+        raise
+    except Exception as error:
+        raise FusionbenchError(f"plugin '{path}' failed to load: {type(error).__name__}: {error}") from error
+
+
+def names() -> Iterator[str]:
+    return iter(strategies())

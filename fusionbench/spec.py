@@ -1,0 +1,114 @@
+"""What is measured: shapes, cases and jobs, as frozen data with readable keys."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+
+Mode = Literal["fwd", "fwd_bwd"]
+Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+Projector = Literal["identity", "linear", "linear_norm", "mlp"]
+
+MODES: tuple[str, ...] = get_args(Mode)
+DTYPES: tuple[str, ...] = get_args(Dtype)
+PROJECTORS: tuple[str, ...] = get_args(Projector)
+
+# The one shape of a name: safe as a file name, in HTML, in a shell and in a CSV cell.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"
+DEVICE_PATTERN = r"^(cpu|cuda(:[0-9]{1,3})?)$"
+
+Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Meta(ge=0, le=1024)]
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+Device = Annotated[str, Meta(pattern=DEVICE_PATTERN)]
+Fraction = Annotated[float, Meta(ge=0.0, lt=1.0)]
+
+
+class Shape(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The sizes of one fusion problem: two token sequences that meet at one width.
+
+    ``image`` [batch, image, image_width] and ``text`` [batch, text, text_width] are the inputs,
+    ``width`` the inner width of attention (heads x head dim), ``depth`` the number of
+    layers where a strategy stacks them, ``ffn`` the feed-forward ratio (0: attention sub-layer only).
+    """
+
+    batch: Size
+    image: Size
+    text: Size
+    image_width: Size
+    text_width: Size
+    width: Size
+    heads: Size
+    depth: Count = 1
+    ffn: Count = 4
+
+    @property
+    def key(self) -> str:
+        return (
+            f"b{self.batch}-i{self.image}x{self.image_width}-t{self.text}x{self.text_width}"
+            f"-w{self.width}-h{self.heads}-n{self.depth}-f{self.ffn}"
+        )
+
+
+class Case(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A shape together with the conditions under which it is measured.
+
+    ``padding`` is the largest share of a sample's tokens that is padding; 0 means no mask at all.
+    """
+
+    shape: Shape
+    dtype: Dtype = "fp32"
+    device: Device = "cpu"
+    mode: Mode = "fwd"
+    projector: Projector = "linear"
+    type_embedding: bool = False
+    padding: Fraction = 0.0
+
+    @property
+    def key(self) -> str:
+        front = self.projector + ("+type" if self.type_embedding else "")
+        front += f"+pad{self.padding:g}" if self.padding else ""
+        return f"{self.shape.key}/{front}/{self.dtype}/{self.device}/{self.mode}"
+
+
+class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One measurement to make: a strategy (with its variant, ``late:vote``), a backend and a case."""
+
+    strategy: Name
+    backend: Name
+    case: Case
+
+    @property
+    def key(self) -> str:
+        """The readable identity of the job: the join key of resume, merge and compare."""
+        return f"{self.strategy}/{self.backend}/{self.case.key}"
+
+
+class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long one job may take: sampling stops when the median is known, or at the end of the budget."""
+
+    measure_s: Annotated[float, Meta(gt=0, le=3600)] = 0.5
+    warmup_s: Annotated[float, Meta(ge=0, le=600)] = 0.05
+    min_samples: Annotated[int, Meta(ge=6, le=100_000)] = 10
+    max_samples: Annotated[int, Meta(ge=6, le=100_000)] = 400
+    ci: Annotated[float, Meta(gt=0, lt=1)] = 0.01  # half-width of the median's 95 % CI, relative
+    timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 300.0
+    threads: Annotated[int, Meta(ge=1, le=4096)] = 1
+    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    int8_rel_l2: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # int8 against fp64: what still counts as right
+    int8_cosine: Annotated[float, Meta(gt=0, lt=1)] = 0.99
+
+
+class Skip(Struct, frozen=True, kw_only=True):
+    """A job that makes no sense, with the reason in words."""
+
+    job: Job
+    reason: str
+
+
+def replace_budget(budget: Budget, **changes: float | int | None) -> Budget:
+    """The budget with the given values in place of its own; None leaves a value as it is."""
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    return msgspec.convert(msgspec.to_builtins(budget) | wanted, Budget)

@@ -1,0 +1,1 @@
+"""What can be measured of a call: one file per meter."""

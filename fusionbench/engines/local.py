@@ -78,7 +78,7 @@ class Worker:
     """One process. On CUDA it may serve every job of one strategy and backend, as a context costs about a second."""
 
     def __init__(self, job: Job, plugins: Sequence[str]) -> None:
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self.serving = (job.strategy, job.backend, job.case.device)
         self.pipe, theirs = _context.Pipe()
         log_path = f"/proc/{os.getpid()}/fd/{self.log.fileno()}"

@@ -96,7 +96,7 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ci: Annotated[float, Meta(gt=0, lt=1)] = 0.01  # half-width of the median's 95 % CI, relative
     timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 300.0
     threads: Annotated[int, Meta(ge=1, le=4096)] = 1
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
     int8_rel_l2: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # int8 against fp64: what still counts as right
     int8_cosine: Annotated[float, Meta(gt=0, lt=1)] = 0.99
 

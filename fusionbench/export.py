@@ -68,7 +68,9 @@ def unseal(path: Path) -> tuple[list[Record], dict[str, Environment]]:
             metadata = file.schema_arrow.metadata or {}
             version = int(metadata.get(_VERSION, b"0"))
             if version > VERSION:
-                raise StoreError(f"'{path}' has schema {version}, newer than this fusionbench ({VERSION}); upgrade to read it")
+                raise StoreError(
+                    f"'{path}' has schema {version}, newer than this fusionbench ({VERSION}); upgrade to read it"
+                )
             if version < 1:
                 raise StoreError(f"'{path}' is a Parquet file, but no sealed run of fusionbench")
             environments = msgspec.json.decode(metadata[_ENVIRONMENTS], type=dict[str, Environment])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Self
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from .errors import printable
 from .record import FAILED, Record
-from .spec import Budget, Job
+from .spec import Budget, Job, Skip
 from .stats import median_interval
 
 # Without a terminal: a line per job up to this many jobs, beyond it one line in this many seconds.
@@ -72,6 +73,19 @@ def outline_box(outline: Outline) -> Panel:
     grid.add_row("machine", Text(outline.machine))
     grid.add_row("results", Text(outline.folder))
     return Panel(grid, title=Text(printable(outline.title)), title_align="left", expand=False)
+
+
+def plan_listing(title: str, jobs: Sequence[Job], skips: Sequence[Skip], head: int) -> Text:
+    """The first ``head`` jobs by key, then the reasons of the skips with an example each."""
+    lines = [f"{printable(title)}: {len(jobs)} jobs, {len(skips)} skipped", ""]
+    lines += [job.key for job in jobs[:head]]
+    if len(jobs) > head:
+        lines.append(f"... {len(jobs) - head} more (--head 0 prints all)")
+    reasons = Counter(skip.reason for skip in skips)
+    example = {skip.reason: skip.job.key for skip in reversed(skips)}
+    for reason, count in reasons.most_common():
+        lines += ["", f"{count} skipped: {printable(reason)}", f"    {example[reason]}"]
+    return Text("\n".join(lines))
 
 
 def duration(seconds: float) -> str:

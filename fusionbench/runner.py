@@ -12,7 +12,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from . import environment as environments
+from .environment import native
 from .record import Environment, Record
 from .spec import Budget, Job
 
@@ -99,7 +99,7 @@ def run(
 def complete(record: Record, environment: Environment) -> Record:
     """The record with what only this side knows: the environment, and whether it merely emulates the dtype."""
     case = record.job.case
-    note = environments.native(case.dtype, case.device, environment)
+    note = native(case.dtype, case.device, environment)
     notes = record.notes + ((note,) if note and record.time else ())
     return replace(record, environment=environment.id, notes=notes)
 

@@ -79,9 +79,7 @@ def smoke(seed: int = 0) -> list[Record]:
 
 
 def _case(image: int, text: int, *, batch: int = 4, width: int = 512, **conditions: object) -> Case:
-    shape = Shape(
-        batch=batch, image=image, text=text, image_width=768, text_width=768, width=width, heads=width // 64
-    )
+    shape = Shape(batch=batch, image=image, text=text, image_width=768, text_width=768, width=width, heads=width // 64)
     return Case(shape=shape, **conditions)  # type: ignore[arg-type]
 
 

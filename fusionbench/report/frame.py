@@ -139,9 +139,7 @@ def _deviations(columns: dict[str, Any], prefix: str, found: Sequence[Deviation 
         columns[prefix + name] = _number([getattr(d, name) if d else None for d in found])
 
 
-def _provenance(
-    columns: dict[str, Any], records: Sequence[Record], environments: Mapping[str, Environment]
-) -> None:
+def _provenance(columns: dict[str, Any], records: Sequence[Record], environments: Mapping[str, Environment]) -> None:
     columns["kernels"] = _text(records, lambda r: "; ".join(r.kernels))
     columns["notes"] = _text(records, lambda r: "; ".join(r.notes))
     columns["wall_s"] = _number([r.wall_s for r in records])

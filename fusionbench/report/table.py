@@ -146,7 +146,9 @@ def _fit(columns: list[Column], width: int) -> Table:
     return table
 
 
-def failures(frame: pd.DataFrame, command: Command, *, width: int, groups: int = 12, each: int = 2) -> list[RenderableType]:
+def failures(
+    frame: pd.DataFrame, command: Command, *, width: int, groups: int = 12, each: int = 2
+) -> list[RenderableType]:
     """Failed jobs with the same end are told together, each with the command that repeats it."""
     failed = latest(frame)
     failed = failed[failed["status"].isin(FAILED)]

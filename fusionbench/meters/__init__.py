@@ -1,1 +1,1 @@
-"""What can be measured of a call: one file per meter."""
+"""One meter per quantity: each takes a call and gives back its part of the record."""

@@ -115,9 +115,7 @@ def test_every_strategy_is_checked_on_five_shapes_at_least(name: str) -> None:
 
 
 @everything
-def test_the_closed_form_counts_the_flops_that_run_forward_and_backward(
-    entry: Strategy, impl: str, case: Case
-) -> None:
+def test_the_closed_form_counts_the_flops_that_run_forward_and_backward(entry: Strategy, impl: str, case: Case) -> None:
     module, given = prepare(entry, impl, case)
     kept: list[Tensor] = []
     forward = count_flops(lambda: kept.append(total(module(*given.args()))))

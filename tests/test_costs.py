@@ -232,6 +232,24 @@ def test_the_backward_pass_of_cuda_attention_is_counted_as_four_products() -> No
     assert counted.flops == 2 * 4 * 2 * 8 * 6 * 12
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [n for n, entry in strategies().items() if "sdpa" in entry.impls])
+def test_a_gpu_runs_the_same_flops(name: str, dtype: torch.dtype) -> None:
+    entry = get(name)
+    # 16 per head: SDPA pads other head dims to a multiple of 8, and the counter sees the padded ones
+    case = with_gradient(entry, Case(shape=shape(2, 36, 48, 20, 32, 64, 4, depth=2, ffn=2), device="cuda"))
+    module = entry.module(case, "sdpa").to("cuda", dtype)
+    given = make_inputs(entry, case, 0, dtype, "cuda")
+    kept: list[Tensor] = []
+    expected = entry.costs(case, "sdpa")
+    forward = count_flops(lambda: kept.append(total(module(*given.args()))))
+    assert (forward.flops, bool(forward.ops)) == (expected.flops, True)
+    if case.mode == "fwd_bwd":
+        assert count_flops(kept[0].backward).flops == expected.backward_flops
+
+
 def test_int8_products_are_counted_and_named() -> None:
     a, b = torch.ones(32, 16, dtype=torch.int8), torch.ones(16, 24, dtype=torch.int8)
     counted = count_flops(lambda: torch._int_mm(a, b))

@@ -93,6 +93,13 @@ def test_the_output_has_the_shape_that_the_docstring_says(name: str, expected: t
 
 
 @by_name
+def test_half_precision_in_gives_half_precision_out(name: str) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        module, given, _ = prepare(name, dtype=dtype, padding=0.5)
+        assert all(x.dtype == dtype and x.isfinite().all() for x in parts(run(module, given)))
+
+
+@by_name
 def test_one_seed_gives_one_result(name: str) -> None:
     first, second = (parts(run(module, given)) for module, given, _ in (prepare(name), prepare(name)))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -1,4 +1,4 @@
-"""Mid fusion: separate encoders first, one joint encoder after (so named in MBT, Nagrani et al. 2021, arXiv 2107.00135)."""
+"""Mid fusion: separate encoders first, one joint encoder then (MBT, Nagrani et al. 2021, arXiv 2107.00135)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,10 @@ class Counted:
 
 
 def count_flops(call: Callable[[], object]) -> Counted:
-    """Run ``call`` once and count what it dispatched; compiled regions and custom kernels are not seen."""
+    """Run ``call`` once and count what it dispatched; compiled regions and custom kernels are not seen.
+
+    Raises TypeError for compiled flex attention, which torch 2.13 cannot run while ops are being watched.
+    """
     with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
         call()
     by_op = counter.get_flop_counts().get("Global", {})

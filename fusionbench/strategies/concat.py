@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..blocks import Mask, equal_widths, join, join_cost
+from ..blocks import Mask, join, join_cost
 from ..cost import Cost
 from ..errors import MissingModalityError
 from ..registry import strategy
@@ -21,7 +21,10 @@ def refuses(case: Case) -> str | None:
         return f"concat is the cat alone and has no projector '{case.projector}' (use 'identity')"
     if case.type_embedding:
         return "concat is the cat alone and has no type embedding"
-    return equal_widths(case)
+    s = case.shape
+    if s.image_width != s.text_width:
+        return f"concat is the cat alone and needs equal widths, not image {s.image_width} and text {s.text_width}"
+    return None
 
 
 @strategy("concat", impls=("eager",), cost=cost, refuses=refuses)

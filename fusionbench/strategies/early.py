@@ -86,7 +86,7 @@ class Early(nn.Module):
     """Embed raw pixels and token ids into one stream and run ``depth`` self-attention layers over it.
 
     image [B, 3, P, P·Li] floating, image_width = 3·P²; text [B, Lt] int64 below 30522 (``text_width`` is not used).
-    Returns [B, Li + Lt, D], image tokens first. A missing modality adds no tokens. Positions are left to the caller.
+    Returns [B, Li + Lt, D], image tokens first. A missing modality adds no tokens. There are no position embeddings.
     """
 
     def __init__(self, case: Case, impl: str, patches: str = "linear") -> None:

@@ -1,4 +1,4 @@
-"""Hierarchical fusion: two encoders that exchange information after every layer (LXMERT, Tan and Bansal 2019)."""
+"""Hierarchical fusion: two encoders that exchange information after every layer (ViLBERT's streams, Lu et al. 2019)."""
 
 from __future__ import annotations
 

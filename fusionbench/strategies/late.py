@@ -92,9 +92,13 @@ class Similarity(nn.Module):
     def forward(self, image: Tensor | None, text: Tensor | None) -> Tensor:
         if image is None or text is None:
             raise MissingModalityError("late:similarity compares two modalities and was given one")
-        i, t = self.image(image), self.text(text)
-        cosines = (i / i.norm(dim=-1, keepdim=True)) @ (t / t.norm(dim=-1, keepdim=True)).T
-        return self.log_scale.exp() * cosines
+        return self.log_scale.exp() * (unit(self.image(image)) @ unit(self.text(text)).T)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors [B, D] scaled to length 1; the zero vector, which pooling no tokens gives, stays what it is."""
+    # eps and not F.normalize's 1e-12, which is 0 in fp16 and makes gradients of 1e12 elsewhere
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).eps)
 
 
 def heads_cost(case: Case, kept: int = 0, params: int = 0) -> Cost:
@@ -110,10 +114,10 @@ def concat_head_cost(case: Case) -> Cost:
 
 
 def similarity_cost(case: Case) -> Cost:
-    """Per modality autograd keeps the embedding, its norm and the quotient; of the end exp(scale) and the cosines."""
+    """Per modality autograd keeps the embedding, the quotient and two norms; of the end exp(scale) and the cosines."""
     b, width = case.shape.batch, case.shape.width
     towers = [linear(b, features, width, bias=False) for features in projected_widths(case)]
-    kept = 2 * (2 * b * width + b) + 1 + b * b
+    kept = 2 * (2 * b * width + 2 * b) + 1 + b * b
     return towers[0] + towers[1] + product(1, b, width, b) + Cost(params=1, weights_read=1, saved=kept)
 
 

@@ -1,4 +1,4 @@
-"""Mid fusion: separate encoders first, one joint encoder after (Nagrani et al. 2021, arXiv 2107.00135, section 3.2)."""
+"""Mid fusion: separate encoders first, one joint encoder then (MBT, Nagrani et al. 2021, arXiv 2107.00135)."""
 
 from __future__ import annotations
 

@@ -326,11 +326,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_really_full_disk_keeps_every_stored_record(small_disk: Path) -> None:
     run = create(small_disk)
-    stored = []
-    with pytest.raises(StoreError, match="no space left on device"), Writer(run, ENVIRONMENT) as writer:
-        for batch in range(1, 10_000):
-            writer.append(record(batch))
-            stored.append(record(batch))
+    stored: list[Record] = []
+    with pytest.raises(StoreError, match="no space left on device"):
+        fill(run, stored)
     found = store.read(run)
     assert len(stored) > 100
     assert found.records == stored
@@ -338,6 +336,13 @@ def test_a_really_full_disk_keeps_every_stored_record(small_disk: Path) -> None:
     with pytest.raises(StoreError, match="no space left on device"):
         store.create(small_disk, store.new_manifest(suite_name="quick", suite_hash="h"), "x" * 300_000)
     assert list(store.runs(small_disk)) == [run]
+
+
+def fill(run: Path, stored: list[Record]) -> None:
+    with Writer(run, ENVIRONMENT) as writer:
+        for batch in range(1, 10_000):
+            writer.append(record(batch))
+            stored.append(record(batch))
 
 
 def attempt(results: Path) -> tuple[Path | None, list[Record]]:

@@ -88,4 +88,4 @@ def test_a_durable_append(benchmark: Any, run: Path) -> None:
     with store.Writer(run, environment) as writer:
         benchmark.pedantic(writer.append, setup=lambda: ((record(next(batches), environment.id),), {}), rounds=10_000)
     assert len(store.read(run).records) == 10_000
-    assert benchmark.stats.stats.mean < 1 / APPENDS_PER_S
+    assert benchmark.stats.stats.median < 1 / APPENDS_PER_S  # the mean is that of the disk's other users

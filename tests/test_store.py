@@ -169,7 +169,8 @@ def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     run = create(tmp_path)
     for attempt in range(12):
         path = write(run, record(reason=f"attempt {attempt}"))
-        path.rename(path.with_name(f"{'zyxwvutsrqpo'[attempt]}-1-{attempt + 1}.jsonl"))  # another host each time
+        number = path.stem.rpartition("-")[2]
+        path.rename(path.with_name(f"{'zyxwvutsrqpo'[attempt]}-1-{int(number)}.jsonl"))  # another host each time
     found = store.read(run)
     assert found.records == [record(reason="attempt 11")]
     assert found.duplicates == 11

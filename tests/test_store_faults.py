@@ -301,6 +301,16 @@ def test_a_full_disk_takes_the_record_back_and_says_so(run: Path, monkeypatch: p
     assert store.read(run).problems == []
 
 
+def test_every_record_is_synced_before_append_returns(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Writer(run, ENVIRONMENT) as writer, monkeypatch.context() as patch:
+        size_at_sync: list[int] = []
+        fail(patch, "fsync", 1, lambda real, file: size_at_sync.append(os.fstat(file).st_size))
+        for item in RECORDS:
+            writer.append(item)
+            assert size_at_sync[-1] == writer.path.stat().st_size
+        assert len(size_at_sync) == len(RECORDS)
+
+
 def test_a_write_of_nothing_is_an_error_and_no_endless_loop(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Writer(run, ENVIRONMENT) as writer, monkeypatch.context() as patch:
         fail(patch, "write", 1, lambda *_: 0)

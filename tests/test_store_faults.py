@@ -442,6 +442,23 @@ def test_a_crash_before_the_manifest_is_in_place_leaves_no_run(tmp_path: Path, m
     assert len(reasons) == 1
 
 
+def test_the_manifest_is_synced_before_it_is_in_place_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    with monkeypatch.context() as patch:
+        fail(patch, "fsync", 1, lambda real, file: steps.append(Path(os.readlink(f"/proc/self/fd/{file}")).name))
+        replaced = fail(patch, "replace", 1, lambda real, *names: (real(*names), steps.append("replace")))
+        run = create(tmp_path)
+    once = ["{}.tmp", "replace", run.name]
+    assert steps == [
+        *(step.format(store.SUITE) for step in once),
+        *(step.format(store.MANIFEST) for step in once),
+        "runs",
+    ]
+    assert replaced == [2]
+
+
 def test_a_run_folder_that_disappears_is_told(run: Path, tmp_path: Path) -> None:
     run.rename(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match="is not a run"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from . import backends, registry
-from .errors import FusionbenchError, SuiteError
+from .errors import SuiteError
 from .spec import Job, Skip
 from .suite import Suite, jobs
 
@@ -19,10 +19,14 @@ DEFAULT_LIMIT = 100_000
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a suite, made while they are asked for. ``limit`` is how many cases may be looked at."""
+    """The jobs of a suite, made while they are asked for.
+
+    ``limit`` is how many cases may be looked at, ``only_job`` the key of the one job that is wanted.
+    """
 
     suite: Suite
     limit: int | None = None
+    only_job: str | None = None
 
     @property
     def count(self) -> int:
@@ -46,9 +50,10 @@ class Plan:
         """Every job once, in the suite's order."""
         seen: set[str] = set()
         for job in itertools.islice(jobs(self.suite), self.limit):
-            if job is None or job.key in seen:
+            key = "" if job is None else job.key
+            if job is None or key in seen or self.only_job not in (None, key):
                 continue
-            seen.add(job.key)
+            seen.add(key)
             reason = refusal(job)
             yield job if reason is None else Skip(job=job, reason=reason)
 
@@ -69,11 +74,3 @@ def missing_device(device: str) -> str | None:
     if index < present:
         return None
     return f"device '{device}' is not available: torch {torch.__version__} sees {present} CUDA devices"
-
-
-def find(suite: Suite, key: str) -> Job:
-    """The job of ``suite`` with this key; raises FusionbenchError when there is none."""
-    for job in jobs(suite):
-        if job is not None and job.key == key:
-            return job
-    raise FusionbenchError(f"suite '{suite.name}' has no job '{key}' (see: fusionbench plan {suite.name})")

@@ -115,7 +115,7 @@ def create(results: Path, manifest: Manifest, suite_text: str) -> Path:
         msgspec.json.decode(data, type=Manifest)  # what would not read back is not written
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise StoreError(f"the manifest of run '{printable(manifest.id)}' cannot be stored: {error}") from error
-    run = results / "runs" / manifest.id
+    run = results / manifest.id
     with explained(f"cannot create run '{printable(str(run))}'"):
         run.parent.mkdir(parents=True, exist_ok=True)
         run.mkdir()
@@ -180,7 +180,7 @@ def runs(results: Path, *, ignored: Callable[[str], object] = lambda reason: Non
     """The run folders under ``results``, newest first; ``ignored`` is told why a folder is left out."""
     found: dict[Path, Manifest] = {}
     with explained(f"cannot list '{printable(str(results))}'"), suppress(FileNotFoundError):
-        for path in sorted((results / "runs").iterdir()):
+        for path in sorted(results.iterdir()):
             if path.is_dir() and not path.is_symlink():
                 try:
                     found[path] = read_manifest(path)

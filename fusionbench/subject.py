@@ -37,8 +37,11 @@ class Subject:
 
     def gradients(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The gradients of inputs and parameters (those that anything reaches) under fixed cotangents."""
-        found = torch.autograd.grad(outputs, self.leaves, _cotangents(outputs), allow_unused=True)
-        return tuple(gradient for gradient in found if gradient is not None)
+        torch.autograd.backward(outputs, _cotangents(outputs))
+        found = tuple(leaf.grad for leaf in self.leaves if leaf.grad is not None)
+        for leaf in self.leaves:
+            leaf.grad = None
+        return found
 
     @property
     def leaves(self) -> list[Tensor]:

@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
@@ -21,7 +23,8 @@ import msgspec
 from ..record import Record, Status, decode_record
 from ..spec import Budget, Job
 
-WORKER = "fusionbench.worker"  # started by name: the runner's side never imports it
+WORKER = "fusionbench.worker"  # started by name: the runner never imports it
+NURSERY = "fusionbench.engines.nursery"
 TAIL_BYTES = 64_000
 INTERRUPT_GRACE_S = 5.0  # after Ctrl-C, how long a running job may take to finish its sample
 
@@ -35,10 +38,20 @@ class Cancelled(Exception):  # noqa: N818 - not an error: the user asked
 
 def start_server() -> None:
     """Start the fork server now, so that it imports torch while the plan is made."""
-    _context.set_forkserver_preload(["__main__", WORKER, "fusionbench.strategies"])
-    from multiprocessing import forkserver
+    _context.set_forkserver_preload([NURSERY])
+    with _no_main():
+        forkserver.ensure_running()
 
-    forkserver.ensure_running()
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Keep multiprocessing from importing the user's main script again in every worker (70 ms for our own CLI)."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def run(
@@ -50,7 +63,7 @@ def run(
 ) -> Iterator[Record]:
     """One record for each job, in order. ``started`` is told of each job as it begins; once ``stopping``
     says so, the running job ends after its sample and no other begins."""
-    _context.set_forkserver_preload(["__main__", WORKER, "fusionbench.strategies"])
+    start_server()
     worker: Worker | None = None
     try:
         for job in jobs:
@@ -85,7 +98,8 @@ class Worker:
         self.process: BaseProcess = _context.Process(
             target=_enter, args=(theirs, log_path, tuple(plugins)), daemon=True
         )
-        self.process.start()
+        with _no_main():
+            self.process.start()
         theirs.close()
 
     def serves(self, job: Job) -> bool:
@@ -99,23 +113,18 @@ class Worker:
             answer = self._await(start + budget.timeout_s, stopping)
         except (BrokenPipeError, EOFError, ConnectionResetError):
             answer = None
+        status: Status = "crash"
         if isinstance(answer, bytes):
             try:
                 return decode_record(answer)
             except msgspec.MsgspecError as error:
-                status, reason = "crash", f"worker sent no record: {error}"
+                reason = f"worker sent no record: {error}"
         elif answer == "timeout":
             status, reason = "timeout", f"no result after {budget.timeout_s:g} s (budget timeout_s)"
         else:
-            status, reason = "crash", self._cause_of_death()
-        return Record(
-            job=job,
-            status=_status(status),
-            reason=reason,
-            phase="run",
-            started_at=started_at,
-            wall_s=monotonic() - start,
-        )
+            reason = self._cause_of_death()
+        wall_s = monotonic() - start
+        return Record(job=job, status=status, reason=reason, phase="run", started_at=started_at, wall_s=wall_s)
 
     def _await(self, deadline: float, stopping: Callable[[], bool]) -> bytes | str | None:
         """The worker's answer; "timeout"; or None when it died."""
@@ -174,10 +183,6 @@ class Worker:
             self._kill()
         self.process.close()
         self.log.close()
-
-
-def _status(name: str) -> Status:
-    return msgspec.convert(name, Status)
 
 
 def _enter(pipe: Connection, log_path: str, plugins: tuple[str, ...]) -> None:

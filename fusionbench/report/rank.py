@@ -1,0 +1,34 @@
+"""Who is fastest: candidates of one case in order, with ties where their intervals overlap."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+# Timings are compared only where all of these agree: another machine or timer answers another question.
+GROUP = ["case", "environment", "timer", "cache", "threads"]
+
+
+def latest(frame: pd.DataFrame) -> pd.DataFrame:
+    """The newest record of each job in each environment: code that was measured twice counts once."""
+    order = frame.sort_values("started_at", kind="stable")
+    return order.drop_duplicates(["key", "environment"], keep="last").sort_index()
+
+
+def ranked(frame: pd.DataFrame) -> pd.DataFrame:
+    """The timed rows, group by group and fastest first, in the order in which the groups were met.
+
+    Adds ``group`` (0, 1, …), ``rank``, ``ratio`` to the group's fastest median, ``tie`` (another one's interval
+    reaches the fastest's), and ``ratio_low``/``ratio_high``: the widest ratio that both intervals allow, which is
+    at least 95 % sure.
+    """
+    timed = frame[(frame["status"] == "ok") & frame["median_ms"].notna()].copy()
+    timed["group"] = timed.groupby(GROUP, sort=False, dropna=False, observed=True).ngroup()
+    timed = timed.sort_values(["group", "median_ms"], kind="stable")
+    by_group = timed.groupby("group", sort=False)
+    timed["rank"] = by_group.cumcount()
+    first = by_group[["median_ms", "low_ms", "high_ms"]].transform("first")
+    timed["ratio"] = timed["median_ms"] / first["median_ms"]
+    timed["ratio_low"] = timed["low_ms"] / first["high_ms"]
+    timed["ratio_high"] = timed["high_ms"] / first["low_ms"]
+    timed["tie"] = (timed["rank"] > 0) & (timed["low_ms"] <= first["high_ms"])
+    return timed

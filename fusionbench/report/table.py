@@ -1,0 +1,212 @@
+"""What ``fusionbench show`` prints: the fastest per shape, the failures, the skips and the machine."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import printable
+from ..record import FAILED, Environment
+from .rank import latest, ranked
+
+Command = Callable[[str], str]
+Column = tuple[str, bool, list[Text]]  # heading, right-aligned, cells; the first columns are the last to go
+
+_GAP = 2
+_NAME_WIDTH = 40
+
+
+def reproduce(suite: str) -> Command:
+    """How to run one job of ``suite`` again, as a line for a POSIX shell."""
+    return lambda key: f"fusionbench run {shlex.quote(suite)} --job {shlex.quote(key)}"
+
+
+def show(
+    frame: pd.DataFrame,
+    environments: Mapping[str, Environment],
+    problems: Sequence[str] = (),
+    *,
+    width: int,
+    command: Command,
+    groups: int = 12,
+) -> Group:
+    """Everything about one run, at most ``width`` columns wide.
+
+    Commands alone may be longer, so that they can be copied: print with ``crop=False``.
+    """
+    parts = [
+        *best(frame, width=width, groups=groups),
+        *failures(frame, command, width=width),
+        *skips(frame, width=width),
+        *machines(environments, width=width),
+        *damage(problems, width=width),
+    ]
+    return Group(*parts or [Text("no records")])
+
+
+def best(frame: pd.DataFrame, *, width: int, groups: int = 12, rows: int = 12) -> list[RenderableType]:
+    """One table per shape and condition: candidates fastest first, "≈" where the intervals overlap."""
+    ranks = ranked(latest(frame))
+    several = ranks["environment"].nunique() > 1
+    parts: list[RenderableType] = []
+    for number, group in ranks[ranks["group"] < groups].groupby("group", sort=True):
+        parts += [_gap() if number else Text(), *_heading(group.iloc[0], several, width)]
+        parts.append(_fit(_ranking(group.head(rows)), width))
+        parts += _more(len(group) - rows, "candidates", "--rows", width)
+    left = int(ranks["group"].max()) + 1 - groups if len(ranks) else 0
+    return parts + _more(left, "shapes and conditions", "--groups", width)
+
+
+def _gap() -> Text:
+    return Text("")
+
+
+def _more(count: int, what: str, option: str, width: int) -> list[RenderableType]:
+    if count <= 0:
+        return []
+    return [_line(f"… {count:,} more {what} (see them with {option} N, or in the page of `fusionbench report`)", width)]
+
+
+def _line(text: str, width: int, style: str = "dim", indent: int = 0) -> Text:
+    """One untrusted line: no markup, no control characters, cut at the edge."""
+    line = Text(" " * indent + printable(" ".join(text.split()), 1000), style=style, no_wrap=True)
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _heading(row: pd.Series, several: bool, width: int) -> list[Text]:
+    tokens = f"{row['image']} image × {row['text']} text tokens"
+    facts = [row["dtype"], row["device"], row["mode"], f"batch {row['batch']}", f"width {row['width']}"]
+    facts += [f"{row['heads']} heads", row["projector"]]
+    facts += ["type embedding"] if row["type_embedding"] else []
+    facts += [f"padding {row['padding']:g}"] if row["padding"] else []
+    facts += [f"depth {row['depth']}"] if row["depth"] != 1 else []
+    facts += [f"ffn {row['ffn']}"] if row["ffn"] != 4 else []
+    facts += [str(row["machine"])] if several else []
+    return [_line(tokens, width, "bold"), _line(" · ".join(map(str, facts)), width)]
+
+
+def _ranking(group: pd.DataFrame) -> list[Column]:
+    first = group.iloc[0]
+    digits = max(0, 2 - math.floor(math.log10(first["median_ms"]))) if first["median_ms"] > 0 else 3
+    ties = bool(group["tie"].any())
+    lines = [row for _, row in group.iterrows()]
+    half = [(r["high_ms"] - r["low_ms"]) / 2 / r["median_ms"] if r["median_ms"] > 0 else math.nan for r in lines]
+    return [
+        ("strategy", False, [_name(r["strategy"]) for r in lines]),
+        ("backend", False, [_name(r["backend"]) for r in lines]),
+        ("ms", True, [Text(f"{r['median_ms']:,.{digits}f}") for r in lines]),
+        ("vs best", True, [_ratio(r, ties) for r in lines]),
+        ("± 95 %", True, [Text(f"{h:.1%}" if h == h else "–") for h in half]),
+        ("peak MiB", True, [_number(r["peak_mib"], ",.1f") for r in lines]),
+        ("rel. error", True, [_number(r["rel_l2"], ".1e") for r in lines]),
+        ("TFLOP/s", True, [_number(r["tflops"], ".3g") for r in lines]),
+        ("waited", True, [_number(r["contention"], ".1%") for r in lines]),
+    ]
+
+
+def _name(value: object) -> Text:
+    name = Text(printable(str(value), 200), no_wrap=True)
+    name.truncate(_NAME_WIDTH, overflow="ellipsis")
+    return name
+
+
+def _number(value: float, form: str) -> Text:
+    return Text("–", style="dim") if pd.isna(value) else Text(format(value, form))
+
+
+def _ratio(row: pd.Series, ties: bool) -> Text:
+    if row["rank"] == 0:
+        return Text("≈ 1" if ties else "1", style="" if ties else "bold green")
+    return Text(f"≈ {row['ratio']:.2f}" if row["tie"] else f"{row['ratio']:.2f} ×")
+
+
+def _fit(columns: list[Column], width: int) -> Table:
+    """As many of the first columns as fit; if not even two do, the first is cut."""
+    columns = [c for c in columns if any(cell.plain != "–" for cell in c[2])]
+    widths = [max(cell_len(heading), *(cell.cell_len for cell in cells)) + _GAP for heading, _, cells in columns]
+    while len(widths) > 5 and sum(widths) - _GAP > width:
+        widths.pop()
+    while len(widths) > 2 and sum(widths) - _GAP - (widths[0] - 14) > width:
+        widths.pop()
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim", show_edge=False)
+    for index, (heading, right, _) in enumerate(columns[: len(widths)]):
+        justify = "right" if right else "left"
+        keep = None if index == 0 else widths[index] - _GAP
+        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", min_width=keep)
+    for cells in zip(*(c[2] for c in columns[: len(widths)]), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def failures(
+    frame: pd.DataFrame, command: Command, *, width: int, groups: int = 12, each: int = 2
+) -> list[RenderableType]:
+    """Failed jobs with the same end are told together, each with the command that repeats it."""
+    failed = latest(frame)
+    failed = failed[failed["status"].isin(FAILED)]
+    if failed.empty:
+        return []
+    parts: list[RenderableType] = [_gap(), _line(f"{len(failed):,} failed", width, "bold red")]
+    kinds = failed.groupby(["status", "phase", "reason"], sort=False, dropna=False)
+    largest = kinds.size().sort_values(ascending=False, kind="stable")
+    for kind in largest.index[:groups]:
+        status, phase, reason = kind
+        jobs = kinds.get_group(kind)["key"].tolist()
+        where = f" in {phase}" if phase else ""
+        parts.append(_line(f"{status}{where}, {len(jobs):,} {_jobs(jobs)}: {reason}", width, ""))
+        parts += [_whole(command(key)) for key in jobs[:each]]
+        parts += [_line(f"… and {len(jobs) - each:,} more like it", width, indent=4)] if len(jobs) > each else []
+    return parts + _more(len(largest) - groups, "kinds of failure", "--groups", width)
+
+
+def _jobs(items: Sequence[object]) -> str:
+    return "job" if len(items) == 1 else "jobs"
+
+
+def _whole(command: str) -> Text:
+    """A command is never cut: half a command is no command."""
+    return Text("    " + printable(command, 2000), style="cyan", no_wrap=True, overflow="ignore")
+
+
+def skips(frame: pd.DataFrame, *, width: int, reasons: int = 12) -> list[RenderableType]:
+    """Skipped jobs by reason, the most frequent first."""
+    counts = latest(frame).query("status == 'skipped'")["reason"].value_counts()
+    if counts.empty:
+        return []
+    parts: list[RenderableType] = [_gap(), _line(f"{int(counts.sum()):,} skipped", width, "bold")]
+    digits = len(f"{counts.iloc[0]:,}")
+    for reason, count in counts[:reasons].items():
+        number = f"{count:,}".rjust(digits) + "  "
+        parts.append(Text(number, no_wrap=True).append_text(_line(str(reason), width - len(number), "")))
+    return parts + _more(len(counts) - reasons, "reasons", "--groups", width)
+
+
+def machines(environments: Mapping[str, Environment], *, width: int) -> list[RenderableType]:
+    """Who measured, one short paragraph per environment."""
+    parts: list[RenderableType] = []
+    for e in environments.values():
+        gpu = f"{e.gpu_count} × {e.gpu}, driver {e.driver}, CUDA {e.cuda}" if e.gpu else "no GPU"
+        dirty = " with uncommitted changes" if e.dirty else ""
+        parts += [
+            _gap(),
+            _line(e.machine, width, "bold"),
+            _line(f"{e.cpu}, {e.cores} cores, {e.memory_bytes / 2**30:.0f} GiB · {gpu}", width),
+            _line(f"torch {e.torch}, triton {e.triton}, Python {e.python}, {e.system}", width),
+            _line(f"fusionbench {e.fusionbench}, commit {e.commit or 'unknown'}{dirty}", width),
+        ]
+    return parts
+
+
+def damage(problems: Sequence[str], *, width: int) -> list[RenderableType]:
+    """What could not be read."""
+    if not problems:
+        return []
+    return [_gap(), _line("damage found while reading", width, "bold yellow"), *(_line(p, width, "") for p in problems)]

@@ -31,7 +31,7 @@ from .shard import Contents, Identity, ShardWriter, read_shard, shard_number
 from .spec import Budget, Name
 
 VERSION = 1  # of the manifest; a reader refuses a newer one
-MAX_MANIFEST = 1 << 20
+MAX_MANIFEST = MAX_SUITE = 1 << 20
 MANIFEST, SUITE, SHARDS = "manifest.json", "suite.toml", "shards"
 
 RunId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")]
@@ -162,6 +162,18 @@ def read_manifest(run: Path) -> Manifest:
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise StoreError(f"manifest '{shown}' is damaged: {printable(str(error))}; restore the file") from error
+
+
+def read_suite(run: Path) -> str:
+    """The suite as it was read when the run began; raises StoreError."""
+    path = run / SUITE
+    shown = printable(str(path))
+    with explained(f"cannot read '{shown}'"), opened(path, MAX_SUITE) as file:
+        data = file.read(MAX_SUITE)
+    try:
+        return data.decode()
+    except UnicodeError as error:
+        raise StoreError(f"suite '{shown}' is damaged: {error}; restore the file") from error
 
 
 def finished(run: Run, *, retry_failed: bool = False) -> set[Identity]:

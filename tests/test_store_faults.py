@@ -241,6 +241,20 @@ def test_a_linked_manifest_is_not_read(run: Path, tmp_path: Path) -> None:
     assert store.read(run).manifest is None
 
 
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", b" " * (store.MAX_SUITE + 1)])
+def test_a_suite_that_is_a_link_no_text_or_too_large_is_not_read(
+    run: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    assert store.read_suite(run) == "text"
+    (run / "suite.toml").rename(tmp_path / "suite.toml")
+    if content is None:
+        (run / "suite.toml").symlink_to(tmp_path / "suite.toml")
+    else:
+        (run / "suite.toml").write_bytes(content)
+    with pytest.raises(StoreError, match=r"suite\.toml'.*; "):
+        store.read_suite(run)
+
+
 def test_a_linked_folder_of_shards_is_neither_read_nor_written(run: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (run / "shards").rmdir()
@@ -447,7 +461,7 @@ def test_the_manifest_is_synced_before_it_is_in_place_and_its_folder_after(
 ) -> None:
     steps: list[str] = []
     with monkeypatch.context() as patch:
-        fail(patch, "fsync", 1, lambda real, file: steps.append(Path(os.readlink(f"/proc/self/fd/{file}")).name))
+        fail(patch, "fsync", 1, lambda real, file: steps.append(Path(f"/proc/self/fd/{file}").readlink().name))
         replaced = fail(patch, "replace", 1, lambda real, *names: (real(*names), steps.append("replace")))
         run = create(tmp_path)
     once = ["{}.tmp", "replace", run.name]

@@ -119,7 +119,7 @@ def test_a_damaged_line_in_the_middle_is_told_with_its_place(run: Path) -> None:
     [
         (b"", "empty"),
         (
-            random.Random(0).randbytes(10_000),  # noqa: S311
+            random.Random(0).randbytes(10_000),
             "checksum does not match",
         ),
         (bytes(100_000), "torn"),
@@ -498,7 +498,7 @@ def test_what_was_reported_before_a_kill_is_read_back(run: Path, seed: int) -> N
     with subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         reported = process.stdout.readline()
-        time.sleep(random.Random(seed).uniform(0, 0.03))  # noqa: S311
+        time.sleep(random.Random(seed).uniform(0, 0.03))
         process.send_signal(signal.SIGKILL)
         reported += process.stdout.read()
     last = int(reported.split()[-1])

@@ -26,7 +26,7 @@ DEVIATION = Deviation(max_abs=0.01234567, mean_abs=0.001234567, rel_l2=0.0023456
 
 def record(batch: int, environment: str) -> Record:
     """As a GPU job leaves it: about 2 kB with 30 samples and their run delays."""
-    chance = random.Random(batch)  # noqa: S311
+    chance = random.Random(batch)
     timing = Timing(
         timer="cuda_event",
         cache="cold",

@@ -104,7 +104,7 @@ def test_new_run_holds_its_suite_and_manifest(tmp_path: Path) -> None:
         planned=7,
     )
     run = store.create(tmp_path / "results", manifest, SUITE)
-    assert run == tmp_path / "results" / "runs" / manifest.id
+    assert run == tmp_path / "results" / manifest.id
     assert (run / "suite.toml").read_text() == SUITE
     assert store.read(run).manifest == store.read_manifest(run) == manifest
     assert manifest.command[2] == r"caf\udce9.toml"
@@ -117,7 +117,7 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     store.create(tmp_path, manifest, SUITE)
     with pytest.raises(StoreError, match=r"^cannot create run '.*': file exists; nothing is overwritten"):
         store.create(tmp_path, manifest, "other")
-    assert (tmp_path / "runs" / manifest.id / "suite.toml").read_text() == SUITE
+    assert (tmp_path / manifest.id / "suite.toml").read_text() == SUITE
 
 
 def test_a_file_in_place_of_the_results_folder_is_told(tmp_path: Path) -> None:
@@ -283,9 +283,9 @@ def test_broken_folders_are_passed_over_with_a_reason(tmp_path: Path) -> None:
     (newer_shard / "shards" / "a-1-1.jsonl").write_bytes(sealed({"kind": "record", "v": 2, "record": {}}))
     broken = create(tmp_path)
     (broken / "manifest.json").write_text("{")
-    (tmp_path / "runs" / "empty").mkdir()
-    (tmp_path / "runs" / "link").symlink_to(whole)
-    (tmp_path / "runs" / "README").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(whole)
+    (tmp_path / "README").touch()
     reasons: list[str] = []
     assert store.latest(tmp_path, "h", ignored=reasons.append) == whole
     assert [text for text in reasons if "is damaged" in text and broken.name in text]

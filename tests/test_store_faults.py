@@ -468,7 +468,7 @@ def test_the_manifest_is_synced_before_it_is_in_place_and_its_folder_after(
     assert steps == [
         *(step.format(store.SUITE) for step in once),
         *(step.format(store.MANIFEST) for step in once),
-        "runs",
+        tmp_path.name,
     ]
     assert replaced == [2]
 

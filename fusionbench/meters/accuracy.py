@@ -44,7 +44,7 @@ def verdict(
     rounding of its own dtype is not wrong.
     """
     if result.max_abs is None or result.mean_abs is None:
-        return "output is not finite where the reference is"
+        return "not finite where the reference is"
     size = torch.cat([t.detach().flatten() for t in truths]).abs()
     largest, average = (float(size.max()), float(size.mean())) if size.numel() else (0.0, 0.0)
     for name, error, own, scale in (
@@ -65,7 +65,7 @@ def rounding(dtype: torch.dtype, *, tf32: bool = False) -> float:
 def int8_verdict(result: Deviation, rel_l2: float, cosine: float) -> str | None:
     """None when a quantised result is near enough by the suite's thresholds, else the reason."""
     if result.rel_l2 is None or result.cosine is None:
-        return "output is not finite where the reference is"
+        return "not finite where the reference is"
     if result.rel_l2 > rel_l2:
         return f"relative L2 error {result.rel_l2:.3g} is above the suite's int8_rel_l2 {rel_l2:g}"
     if result.cosine < cosine:

@@ -34,8 +34,8 @@ def measure(call: Call, budget: Budget, device: torch.device, interrupted: Calla
     call()
     _synchronize(device)
     first_call_ns = perf_counter_ns() - start
-    warmup_calls, call_ns = _warm_up(call, budget, device)
-    loops = 1 if device.type == "cuda" else max(1, -(-MIN_SAMPLE_NS // max(call_ns, 1)))
+    warmup_calls = _warm_up(call, budget, device)
+    loops = 1 if device.type == "cuda" else _calibrate(call)
     taken: list[tuple[int, int | None]] = []
     with _collector_off():
         sampler = _cuda_samples(call, device) if device.type == "cuda" else _cpu_samples(call, loops)
@@ -54,15 +54,31 @@ def measure(call: Call, budget: Budget, device: torch.device, interrupted: Calla
     )
 
 
-def _warm_up(call: Call, budget: Budget, device: torch.device) -> tuple[int, int]:
-    """Call until ``warmup_s`` is over (at least twice); returns the calls and the nanoseconds of the fastest."""
-    fastest, calls, start = 2**62, 0, perf_counter_ns()
+def _warm_up(call: Call, budget: Budget, device: torch.device) -> int:
+    """Call until ``warmup_s`` is over, at least twice; returns how often."""
+    calls, start = 0, perf_counter_ns()
     while calls < 2 or perf_counter_ns() - start < budget.warmup_s * 1e9:
-        before = perf_counter_ns()
         call()
         _synchronize(device)
-        fastest, calls = min(fastest, perf_counter_ns() - before), calls + 1
-    return calls, fastest
+        calls += 1
+    return calls
+
+
+def _calibrate(call: Call) -> int:
+    """How many calls make a sample of at least MIN_SAMPLE_NS."""
+    loops = 1
+    while True:
+        elapsed = max(_elapsed(call, loops), 1)
+        if elapsed >= MIN_SAMPLE_NS:
+            return loops
+        loops = max(loops + 1, min(100 * loops, -(-loops * MIN_SAMPLE_NS * 5 // (elapsed * 4))))
+
+
+def _elapsed(call: Call, loops: int) -> int:
+    start = perf_counter_ns()
+    for _ in itertools.repeat(None, loops):
+        call()
+    return perf_counter_ns() - start
 
 
 def _take(
@@ -95,10 +111,7 @@ def _cpu_samples(call: Call, loops: int) -> Iterator[tuple[int, int | None]]:
     with _run_delay() as waited:
         while True:
             before = waited()
-            start = perf_counter_ns()
-            for _ in itertools.repeat(None, loops):
-                call()
-            elapsed = perf_counter_ns() - start
+            elapsed = _elapsed(call, loops)
             after = waited()
             yield elapsed, None if before is None or after is None else after - before
 

@@ -29,6 +29,7 @@ MAX_SHARD = 8 << 30
 MAX_PROBLEMS = 100  # damaged lines told one by one; the rest is counted
 
 SEAL = 10  # bytes of a line after its JSON
+TORN_BEGINS = b"{\0"  # JSON, or the zeros that a power cut leaves; anything else was not begun by a writer
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 Identity = tuple[str, str, str]
@@ -189,4 +190,4 @@ def _is_torn(sealed: bool, line: bytes, file: BufferedReader[FileIO]) -> bool:
         while line and not line.endswith(b"\n"):
             line = file.readline(MAX_LINE)
         return False
-    return not sealed and not file.peek(1)
+    return not sealed and line[0] in TORN_BEGINS and not file.peek(1)

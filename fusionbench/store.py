@@ -10,7 +10,9 @@ A writer never touches another writer's shard, so a run is resumed by opening a 
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +33,7 @@ from .shard import Contents, Identity, ShardWriter, read_shard, shard_number
 from .spec import Budget, Name
 
 VERSION = 1  # of the manifest; a reader refuses a newer one
-MAX_MANIFEST = 1 << 20
+MAX_MANIFEST = MAX_SUITE = 1 << 20
 MANIFEST, SUITE, SHARDS = "manifest.json", "suite.toml", "shards"
 
 RunId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")]
@@ -109,7 +111,7 @@ def new_manifest(
 
 
 def create(results: Path, manifest: Manifest, suite_text: str) -> Path:
-    """Make the folder of a new run; raises StoreError where that cannot be done."""
+    """Make the folder of a new run in ``results``, the folder of runs; raises StoreError where that cannot be done."""
     try:
         data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
         msgspec.json.decode(data, type=Manifest)  # what would not read back is not written
@@ -117,6 +119,8 @@ def create(results: Path, manifest: Manifest, suite_text: str) -> Path:
         raise StoreError(f"the manifest of run '{printable(manifest.id)}' cannot be stored: {error}") from error
     run = results / manifest.id
     with explained(f"cannot create run '{printable(str(run))}'"):
+        if results.exists() and not results.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         run.parent.mkdir(parents=True, exist_ok=True)
         run.mkdir()
         (run / SHARDS).mkdir()
@@ -164,6 +168,18 @@ def read_manifest(run: Path) -> Manifest:
         raise StoreError(f"manifest '{shown}' is damaged: {printable(str(error))}; restore the file") from error
 
 
+def read_suite(run: Path) -> str:
+    """The suite as it was read when the run began; raises StoreError."""
+    path = run / SUITE
+    shown = printable(str(path))
+    with explained(f"cannot read '{shown}'"), opened(path, MAX_SUITE) as file:
+        data = file.read(MAX_SUITE)
+    try:
+        return data.decode()
+    except UnicodeError as error:
+        raise StoreError(f"suite '{shown}' is damaged: {error}; restore the file") from error
+
+
 def finished(run: Run, *, retry_failed: bool = False) -> set[Identity]:
     """The identities that a resumed run need not measure again."""
     return {record.identity for record in run.records if not (retry_failed and record.status in FAILED)}
@@ -177,7 +193,7 @@ def complete(run: Run, *, retry_failed: bool = False) -> bool:
 
 
 def runs(results: Path, *, ignored: Callable[[str], object] = lambda reason: None) -> dict[Path, Manifest]:
-    """The run folders under ``results``, newest first; ``ignored`` is told why a folder is left out."""
+    """The run folders in ``results``, newest first; ``ignored`` is told why a folder is left out."""
     found: dict[Path, Manifest] = {}
     with explained(f"cannot list '{printable(str(results))}'"), suppress(FileNotFoundError):
         for path in sorted(results.iterdir()):

@@ -118,11 +118,7 @@ def new(
 def resume(folder: Path, *, retry_failed: bool = False, warn: Callable[[str], object]) -> Launch:
     """The launch that goes on with the run in ``folder``, under the suite and the budget it began with."""
     manifest = store.read_manifest(folder)
-    try:
-        text = (folder / store.SUITE).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FusionbenchError(f"cannot read the suite of run '{printable(str(folder))}': {error}") from None
-    chosen = suite.parse(text, manifest.suite_name, str(folder / store.SUITE))
+    chosen = suite.parse(store.read_suite(folder), manifest.suite_name, str(folder / store.SUITE))
     load_plugins(manifest.plugins)
     only = {axis: values for axis, values in manifest.only.items() if axis != JOB}
     job = next(iter(manifest.only.get(JOB, [])), None)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from .errors import FusionbenchError
+
 Mode = Literal["fwd", "fwd_bwd"]
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Projector = Literal["identity", "linear", "linear_norm", "mlp"]
@@ -16,8 +18,8 @@ DTYPES: tuple[str, ...] = get_args(Dtype)
 PROJECTORS: tuple[str, ...] = get_args(Projector)
 
 # The one shape of a name: safe as a file name, in HTML, in a shell and in a CSV cell.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"
-DEVICE_PATTERN = r"^(cpu|cuda(:[0-9]{1,3})?)$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}\Z"
+DEVICE_PATTERN = r"^(cpu|cuda(:[0-9]{1,3})?)\Z"
 
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=1024)]
@@ -109,6 +111,15 @@ class Skip(Struct, frozen=True, kw_only=True):
 
 
 def replace_budget(budget: Budget, **changes: float | int | None) -> Budget:
-    """The budget with the given values in place of its own; None leaves a value as it is."""
-    wanted = {name: value for name, value in changes.items() if value is not None}
-    return msgspec.convert(msgspec.to_builtins(budget) | wanted, Budget)
+    """The budget with the given values in place of its own; None leaves a value as it is.
+
+    Raises FusionbenchError for a value that is out of range.
+    """
+    for name, value in changes.items():
+        if value is not None:
+            try:
+                budget = msgspec.convert(msgspec.to_builtins(budget) | {name: value}, Budget)
+            except msgspec.ValidationError as error:
+                what = str(error).partition(" - at ")[0].lower()
+                raise FusionbenchError(f"--{name.replace('_', '-')}: {what}; got '{value}'") from None
+    return budget

@@ -110,7 +110,8 @@ def _contention(records: Sequence[Record], samples_ns: Floats, counts: npt.NDArr
     row = np.repeat(np.arange(len(counts)), counts)
     sampled = np.bincount(row, weights=samples_ns, minlength=len(counts))
     delayed = _number([sum(r.time.run_delay_ns) if r.time and r.time.run_delay_ns else None for r in records])
-    return np.divide(delayed, sampled, out=np.full(len(counts), np.nan), where=sampled > 0)
+    share: Floats = np.divide(delayed, sampled, out=np.full(len(counts), np.nan), where=sampled > 0)
+    return share
 
 
 def _measures(columns: dict[str, Any], records: Sequence[Record]) -> None:
@@ -139,9 +140,7 @@ def _deviations(columns: dict[str, Any], prefix: str, found: Sequence[Deviation 
         columns[prefix + name] = _number([getattr(d, name) if d else None for d in found])
 
 
-def _provenance(
-    columns: dict[str, Any], records: Sequence[Record], environments: Mapping[str, Environment]
-) -> None:
+def _provenance(columns: dict[str, Any], records: Sequence[Record], environments: Mapping[str, Environment]) -> None:
     columns["kernels"] = _text(records, lambda r: "; ".join(r.kernels))
     columns["notes"] = _text(records, lambda r: "; ".join(r.notes))
     columns["wall_s"] = _number([r.wall_s for r in records])

@@ -138,15 +138,18 @@ def _fit(columns: list[Column], width: int) -> Table:
         widths.pop()
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim", show_edge=False)
     for index, (heading, right, _) in enumerate(columns[: len(widths)]):
-        justify = "right" if right else "left"
         keep = None if index == 0 else widths[index] - _GAP
-        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", min_width=keep)
+        table.add_column(
+            heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis", min_width=keep
+        )
     for cells in zip(*(c[2] for c in columns[: len(widths)]), strict=True):
         table.add_row(*cells)
     return table
 
 
-def failures(frame: pd.DataFrame, command: Command, *, width: int, groups: int = 12, each: int = 2) -> list[RenderableType]:
+def failures(
+    frame: pd.DataFrame, command: Command, *, width: int, groups: int = 12, each: int = 2
+) -> list[RenderableType]:
     """Failed jobs with the same end are told together, each with the command that repeats it."""
     failed = latest(frame)
     failed = failed[failed["status"].isin(FAILED)]

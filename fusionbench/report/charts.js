@@ -48,10 +48,11 @@ function layout(extra) {
     font: { family: css("--font"), size: narrow ? 11 : 12.5, color: css("--soft") },
     margin: { l: narrow ? 44 : 64, r: narrow ? 8 : 20, t: 8, b: 44 },
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { family: css("--font"), size: 13, color: css("--ink") }, align: "left" },
-    ...extra, xaxis: { ...axis, ...extra.xaxis }, yaxis: { ...axis, ...extra.yaxis },
+    ...extra, xaxis: titled({ ...axis, ...extra.xaxis }), yaxis: titled({ ...axis, ...extra.yaxis }),
   };
 }
 
+const titled = (axis) => ({ ...axis, title: { standoff: 10, ...axis.title, font: { size: innerWidth < 600 ? 11.5 : 13 } } });
 const CONFIG = { displaylogo: false, responsive: true, displayModeBar: false };
 
 // Log axes label whole lengths and 1-2-5 steps: plotly's own minor labels read as "5" beside "100".
@@ -176,7 +177,7 @@ async function drawLatency(view) {
   const fixed = axis === "total" ? "" : `, ${axis === "text" ? "image" : "text"} fixed at ${thousands(shape[axis === "text" ? "image" : "text"])} tokens`;
   const growth = last && least !== most ? slope(groups, lengthOf, last.ranked[0], by) : null;
   const summary = `From ${thousands(least)} to ${thousands(most)} ${axis === "total" ? "tokens" : `${axis} tokens`}${fixed}. ${sentence(verdict(last))}`
-    + (growth === null ? "" : ` Its time grows as length to the power ${growth.toFixed(2)} over the last step.`);
+    + (growth === null ? "" : ` The fastest’s time grows as length to the power ${growth.toFixed(2)} over the last step.`);
   const several = traces.length < rows.length && axis === "total" && new Set(cells.map((c) => c.image + c.text)).size < cells.length;
   const chart = section("latency", { summary, caption: "Both axes are logarithmic; bars are 95 % intervals."
     + (several ? " Where several shapes have the same total, the point is the median over them." : "")
@@ -211,14 +212,14 @@ async function drawRanking(view) {
   const log = Math.max(...many) / Math.min(...many) > 8;
   const ratios = shown.map((row) => (row === ranked[0] ? "" : (tied.has(row) ? "≈ " : "") + times(ratio(ranked[0], row).value)));
   const range = log ? logRange(many, 0.05) : [0, Math.max(...many) * 1.05];
-  range[1] += (range[1] - range[0]) * (innerWidth < 600 ? 0.22 : 0.1); // room for the ratios
+  range[1] += (range[1] - range[0]) * (innerWidth < 600 ? 0.34 : 0.1); // room for the ratios
   const unit = Math.max(...many) < 1 ? 1000 : 1;
   const scaled = (values) => values.map((v) => v * unit);
   const shift = log ? Math.log10(unit) : 0;
   await Plotly.react(chart, [{
     type: "scatter", mode: "markers+text", x: scaled(ms("median_ms")), y: shown.map((_, i) => i),
     error_x: { type: "data", symmetric: false, array: shown.map((r) => unit * (number("high_ms", r) - number("median_ms", r))), arrayminus: shown.map((r) => unit * (number("median_ms", r) - number("low_ms", r))), thickness: 2, width: 4, color: css("--soft") },
-    marker: { size: 11, symbol: shown.map((row) => symbolOf(code("strategy", row)) + (tied.has(row) ? "-open" : "")), color: shown.map((row) => colourOf(code("strategy", row))), line: { width: 2 } },
+    marker: { size: 11, symbol: shown.map((row) => symbolOf(code("strategy", row)) + (tied.has(row) ? "-open" : "")), color: shown.map((row) => colourOf(code("strategy", row))), line: { width: 2, color: shown.map((row) => colourOf(code("strategy", row))) } },
     text: ratios.map((r) => (r ? `   ${r}` : "")), textposition: "middle right", textfont: { color: css("--soft"), size: 12 }, cliponaxis: false,
     hovertext: shown.map(hover), hovertemplate: "%{hovertext}<extra></extra>",
   }], layout({
@@ -254,7 +255,7 @@ function winnerCell(cell, view, pick) {
   const margin = second === undefined ? "alone" : cell.ties.length ? `≈ ${plural(cell.ties.length, "tie")}` : times(ratio(winner, second).value);
   const chosen = view.shape && view.shape.key === cell.key;
   const button = node("button", { type: "button", class: `cell${cell.ties.length ? " tie" : ""}`, "aria-pressed": String(chosen), title: sentence(verdict(cell)), onclick: () => pick(cell) },
-    node("span", { class: "who" }, icon(code("strategy", winner)), node("bdi", {}, name)), node("span", { class: "margin" }, margin));
+    node("span", { class: "who" }, icon(code("strategy", winner)), breakable(name)), node("span", { class: "margin" }, margin));
   button.style.setProperty("--tint", colourOf(code("strategy", winner)));
   return node("td", {}, button);
 }
@@ -268,7 +269,7 @@ async function drawMemory(view) {
   for (const row of rows) if (!front.length || mib(row) < mib(front.at(-1))) front.push(row);
   const leanest = [...rows].sort((a, b) => mib(a) - mib(b))[0];
   const summary = `${shapeName(rows[0])}, ${conditionName(rows[0])}. ` + (front.length === 1 ? `${candidateName(rows[0])} is both the fastest and the leanest (${digits(mib(rows[0]))} MiB).`
-    : `${candidateName(rows[0])} is fastest with ${digits(mib(rows[0]))} MiB, ${candidateName(leanest)} leanest with ${digits(mib(leanest))} MiB.`);
+    : `${candidateName(rows[0])} is ${view.shape.ties.length ? "among the fastest" : "fastest"} with ${digits(mib(rows[0]))} MiB, ${candidateName(leanest)} leanest with ${digits(mib(leanest))} MiB.`);
   const chart = section("memory", { summary, caption: "Lower left is better. The line joins the candidates that no other beats in both; the rest are faint. Memory is the peak above inputs and weights." });
   const best = new Set(front);
   const groups = [...groupBy(rows, (row) => code("strategy", row))];
@@ -312,7 +313,7 @@ async function drawError(view) {
   const at = (v) => Math.max(v, floor);
   const ys = points.flatMap((p) => [at(p.error), p.yard >= 0 ? at(p.yard) : at(p.error)]);
   const yardstick = { type: "scatter", mode: "markers", name: "eager PyTorch", x: points.map((p) => p.x), y: points.map((p) => (p.yard >= 0 ? at(p.yard) : null)),
-    marker: { symbol: "line-ew-open", size: order.length > 24 ? 8 : 16, color: css("--soft"), line: { width: 2, color: css("--soft") } }, hoverinfo: "skip" };
+    marker: { symbol: "line-ew-open", size: order.length > 24 ? 6 : 11, color: css("--soft"), line: { width: 2, color: css("--soft") } }, hoverinfo: "skip" };
   const groups = [...groupBy(points, (p) => code("strategy", p.row))];
   const traces = groups.map(([s, members]) => ({
     type: "scatter", mode: "markers", name: plain(value("strategy", members[0].row)), x: members.map((p) => p.x), y: members.map((p) => at(p.error)),

@@ -19,16 +19,21 @@ const FAILED = ["wrong", "error", "oom", "crash", "timeout"];
 let D = null; // everything from the file
 
 async function unpack(text) {
-  const binary = atob(text.trim());
-  const bytes = new Uint8Array(binary.length);
-  for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const stream = new Blob([decoded(text)]).stream().pipeThrough(new DecompressionStream("gzip"));
   const data = JSON.parse(await new Response(stream).text());
   for (const column of Object.values(data.columns)) {
     if (column.codes) column.codes = Int32Array.from(column.codes);
     else column.numbers = Float64Array.from(column.numbers, (v) => (v === null ? NaN : v));
   }
   return data;
+}
+
+function decoded(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
+  return bytes;
 }
 
 function value(name, row) {
@@ -102,6 +107,9 @@ function node(tag, attributes = {}, ...children) {
   element.append(...children.filter((child) => child !== null && child !== undefined).map((c) => (c instanceof Node ? c : String(c))));
   return element;
 }
+
+// Long names break after ":" and "_", not in the middle of a word.
+const breakable = (name) => node("bdi", {}, ...String(name).split(/(?<=[:_])/).flatMap((part) => [part, node("wbr")]));
 
 const thousands = (n) => n.toLocaleString("en-US");
 const plural = (n, word) => `${thousands(n)} ${word}${n === 1 ? "" : "s"}`;

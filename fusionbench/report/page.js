@@ -40,7 +40,7 @@ function drawFacets(counts) {
       const on = Boolean(state.chosen[name] && state.chosen[name].has(String(values[c])));
       const mark = name === "strategy" ? icon(c) : name === "backend" && state.by === "backend" ? dashIcon(c) : null;
       return node("button", { type: "button", class: "chip", "data-chip": `${name}=${values[c]}`, "aria-pressed": String(on), disabled: !on && counts[name][c] === 0, onclick: () => toggle(name, String(values[c])) },
-        mark, node("bdi", {}, name === "environment" ? environmentName(values[c]) : label), node("span", { class: "count" }, thousands(counts[name][c])));
+        mark, breakable(name === "environment" ? environmentName(values[c]) : label), node("span", { class: "count" }, thousands(counts[name][c])));
     });
     return node("fieldset", { class: "facet", "data-facet": name }, node("legend", {}, LABELS[name]), node("div", { class: "chips" }, ...chips));
   }));
@@ -139,11 +139,14 @@ function drawOnce() {
 }
 
 let drawing = Promise.resolve();
+let current = null; // the view that is wanted; charts of an older one are not drawn to the end
 
 function update() {
   document.documentElement.dataset.theme = state.theme;
   const { rows, counts } = filterRows(state.chosen);
   const view = look(rows);
+  current = view;
+  window.fusionbenchDrawn = 0;
   writeFragment();
   drawFacets(counts);
   const filtered = Object.keys(state.chosen).length > 0;
@@ -154,15 +157,19 @@ function update() {
   drawFailures(rows);
   drawSkips(rows);
   showTable(rows, state);
-  drawing = drawing.then(() => drawCharts(view));
-  return drawing;
+  const first = drawing.then(() => (view.lengths > 1 ? drawLatency(view) : drawRanking(view)));
+  drawing = first.then(() => drawCharts(view));
+  return first;
 }
 
+// The browser paints and answers between two charts.
 async function drawCharts(view) {
-  await drawLatency(view);
-  await drawRanking(view);
-  await drawMemory(view);
-  await drawError(view);
+  for (const draw of [drawLatency, drawRanking, drawMemory, drawError].slice(view.lengths > 1 ? 1 : 0)) {
+    await new Promise((go) => setTimeout(go));
+    if (view !== current) return;
+    await draw(view);
+  }
+  window.fusionbenchDrawn = performance.now();
 }
 
 function listen() {

@@ -5,7 +5,7 @@ const candidate = (row, by) => (by === "strategy" ? code("strategy", row)
   : code("strategy", row) * D.columns.backend.values.length + code("backend", row));
 
 function candidateName(row) {
-  return `${value("strategy", row)} · ${value("backend", row)}`;
+  return `${value("strategy", row)}\u00a0·\u00a0${value("backend", row)}`; // one name, one line
 }
 
 // The timed rows of each cell, the best row of each candidate only, fastest first.
@@ -70,7 +70,7 @@ function verdict(cell) {
     const names = [winner, ...cell.ties].slice(0, 3).map(candidateName);
     const more = cell.ties.length - 2;
     const list = more > 0 ? `${names.join(", ")} and ${more} more` : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`;
-    return ["No clear winner: ", { b: list }, ` all take about ${time}; their 95 % intervals overlap.`];
+    return ["No clear winner: ", { b: list }, ` ${names.length === 2 ? "both" : "all"} take about ${time}; their 95 % intervals overlap.`];
   }
   const r = ratio(winner, second);
   return [{ b: candidateName(winner) }, ` is fastest: ${time}, `, { b: times(r.value) },

@@ -218,8 +218,8 @@ async function drawRanking(view) {
   const shift = log ? Math.log10(unit) : 0;
   await Plotly.react(chart, [{
     type: "scatter", mode: "markers+text", x: scaled(ms("median_ms")), y: shown.map((_, i) => i),
-    error_x: { type: "data", symmetric: false, array: shown.map((r) => unit * (number("high_ms", r) - number("median_ms", r))), arrayminus: shown.map((r) => unit * (number("median_ms", r) - number("low_ms", r))), thickness: 2, width: 4, color: css("--soft") },
-    marker: { size: 11, symbol: shown.map((row) => symbolOf(code("strategy", row)) + (tied.has(row) ? "-open" : "")), color: shown.map((row) => colourOf(code("strategy", row))), line: { width: 2, color: shown.map((row) => colourOf(code("strategy", row))) } },
+    error_x: { type: "data", symmetric: false, array: shown.map((r) => unit * (number("high_ms", r) - number("median_ms", r))), arrayminus: shown.map((r) => unit * (number("median_ms", r) - number("low_ms", r))), thickness: 2, width: 0, color: css("--soft") },
+    marker: { size: 10, symbol: shown.map((row) => symbolOf(code("strategy", row)) + (tied.has(row) ? "-open" : "")), color: shown.map((row) => colourOf(code("strategy", row))), line: { width: 2, color: shown.map((row) => colourOf(code("strategy", row))) } },
     text: ratios.map((r) => (r ? `   ${r}` : "")), textposition: "middle right", textfont: { color: css("--soft"), size: 12 }, cliponaxis: false,
     hovertext: shown.map(hover), hovertemplate: "%{hovertext}<extra></extra>",
   }], layout({

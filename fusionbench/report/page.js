@@ -129,7 +129,7 @@ function drawOnce() {
   const e = D.environments[0];
   const measured = D.ok.reduce((a, b) => a + b, 0);
   const dates = D.columns.started_at.values.filter(Boolean).sort();
-  const machine = D.environments.length > 1 ? plural(D.environments.length, "environment") : e ? [e.machine, e.gpu || e.cpu, `torch ${e.torch}`].filter(Boolean).join(" · ") : "unknown machine";
+  const machine = D.environments.length > 1 ? plural(D.environments.length, "environment") : e ? [e.machine, ...D.columns.hardware.values, `torch ${e.torch}`].filter(Boolean).join(" · ") : "unknown machine";
   $("#facts").textContent = [machine, dates.length ? dates[0].slice(0, 10) : "", `${thousands(measured)} of ${plural(D.rows, "job")} measured`, D.superseded ? `${plural(D.superseded, "older record")} left out` : ""].filter(Boolean).join(" · ");
   $("#machines .body").replaceChildren(...D.environments.map((each) => node("dl", { class: "facts-list" }, ...Object.entries(each).filter(([, v]) => v !== "" && v !== null && v !== false && v !== 0)
     .flatMap(([name, v]) => [node("dt", {}, name.replace(/_/g, " ")), node("dd", {}, node("bdi", {}, name === "memory_bytes" ? `${(v / 2 ** 30).toFixed(0)} GiB` : v === true ? "yes" : v))]))));

@@ -78,7 +78,7 @@ def write(
 
 
 def _clean(facts: dict[str, Any]) -> dict[str, Any]:
-    shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in facts.items()}
+    shown = {name: ", ".join(value) if isinstance(value, list | tuple) else value for name, value in facts.items()}
     return {name: printable(v, _LONGEST) if isinstance(v, str) else v for name, v in shown.items()}
 
 
@@ -108,7 +108,7 @@ def _conditions(frame: pd.DataFrame) -> npt.NDArray[np.int64]:
     timers = frame[list(_TIMER)]
     timers = timers.where(timers.notna(), timers.groupby(base, sort=False).transform("first"))
     keys = timers.assign(base=base)
-    return keys.groupby(["base", *_TIMER], sort=False, dropna=False).ngroup().to_numpy(np.int64)
+    return keys.groupby(["base", *_TIMER], sort=False, dropna=False).ngroup().to_numpy().astype(np.int64)
 
 
 def _rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -2,17 +2,18 @@
 
 const ROW_PX = 34;
 const COLUMNS = [
-  { name: "status", title: "Status", px: 84 }, { name: "strategy", title: "Strategy", px: 210 }, { name: "backend", title: "Backend", px: 96 },
-  { name: "image", title: "Image", px: 72, right: true }, { name: "text", title: "Text", px: 72, right: true },
-  { name: "dtype", title: "Dtype", px: 66 }, { name: "device", title: "Device", px: 76 }, { name: "mode", title: "Mode", px: 82 },
-  { name: "median_ms", title: "Median", px: 92, right: true, show: (v) => duration(v) },
-  { name: "interval", title: "± 95 %", px: 76, right: true, show: share, read: (row) => (number("high_ms", row) - number("low_ms", row)) / 2 / number("median_ms", row) },
-  { name: "peak_mib", title: "Peak MiB", px: 92, right: true, show: (v) => digits(v) },
+  { name: "strategy", title: "Strategy", px: 178 }, { name: "backend", title: "Backend", px: 86 },
+  { name: "image", title: "Image", px: 64, right: true }, { name: "text", title: "Text", px: 64, right: true },
+  { name: "dtype", title: "Dtype", px: 62 }, { name: "status", title: "Status", px: 78 },
+  { name: "median_ms", title: "Median", px: 86, right: true, show: (v) => duration(v) },
+  { name: "interval", title: "± 95 %", px: 74, right: true, show: share, read: (row) => (number("high_ms", row) - number("low_ms", row)) / 2 / number("median_ms", row) },
+  { name: "peak_mib", title: "Peak MiB", px: 88, right: true, show: (v) => digits(v) },
+  { name: "rel_l2", title: "Rel. error", px: 88, right: true, show: small },
   { name: "tflops", title: "TFLOP/s", px: 84, right: true, show: (v) => digits(v) },
-  { name: "rel_l2", title: "Rel. error", px: 92, right: true, show: small },
+  { name: "device", title: "Device", px: 76 }, { name: "mode", title: "Mode", px: 82 },
   { name: "contention", title: "Waited", px: 76, right: true, show: share },
-  { name: "samples", title: "Samples", px: 80, right: true },
-  { name: "batch", title: "Batch", px: 68, right: true }, { name: "width", title: "Width", px: 68, right: true }, { name: "heads", title: "Heads", px: 68, right: true },
+  { name: "samples", title: "Samples", px: 84, right: true },
+  { name: "batch", title: "Batch", px: 68, right: true }, { name: "width", title: "Width", px: 68, right: true }, { name: "heads", title: "Heads", px: 70, right: true },
   { name: "projector", title: "Projector", px: 104 }, { name: "machine", title: "Machine", px: 140 }, { name: "reason", title: "Reason", px: 320 },
 ];
 const read = (column, row) => (column.read ? column.read(row) : value(column.name, row));

@@ -207,7 +207,7 @@ async function drawRanking(view) {
   });
   chart.style.height = `${Math.max(150, 70 + shown.length * 27)}px`;
   const ms = (name) => shown.map((row) => number(name, row));
-  const names = shown.map((row) => plain(innerWidth < 600 && candidateName(row).length > 22 ? `${candidateName(row).slice(0, 21)}…` : candidateName(row)));
+  const names = shown.map((row) => plain(cut(candidateName(row), innerWidth < 600 ? 22 : 46)));
   const many = ms("high_ms").concat(ms("low_ms"));
   const log = Math.max(...many) / Math.min(...many) > 8;
   const ratios = shown.map((row) => (row === ranked[0] ? "" : (tied.has(row) ? "≈ " : "") + times(ratio(ranked[0], row).value)));

@@ -130,8 +130,10 @@ function duration(ms, n = 3) {
 const share = (v) => (Number.isFinite(v) && v !== null ? `${(100 * v).toFixed(1)} %` : "–");
 const small = (v) => (v === null || !Number.isFinite(v) ? "–" : v === 0 ? "0" : v.toExponential(1));
 
-// plotly reads <b>, <a> and &…; in its texts.
-const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const cut = (text, limit) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
+
+// plotly reads <b>, <a> and &…; in its texts, and does not break lines.
+const plain = (text) => cut(String(text), 80).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const quote = (text) => (/^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\"'\"'")}'`);
 
 const jobKey = (row) => `${value("strategy", row)}/${value("backend", row)}/${value("case", row)}`;

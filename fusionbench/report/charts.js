@@ -112,7 +112,7 @@ function section(id, { summary, caption = "", empty = false }) {
 function legend(id, entries) {
   const shown = entries.slice(0, 40);
   $(`#${id} .legend`).replaceChildren(
-    ...shown.map(({ mark, name }) => node("span", { class: "key" }, mark, node("bdi", {}, name))),
+    ...shown.map(({ mark, name }) => node("span", { class: "key" }, mark, node("bdi", {}, cut(name, 60)))),
     ...(entries.length > 40 ? [node("span", { class: "key soft" }, `and ${entries.length - 40} more`)] : []),
   );
 }

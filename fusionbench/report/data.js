@@ -109,7 +109,7 @@ function node(tag, attributes = {}, ...children) {
 }
 
 // Long names break after ":" and "_", not in the middle of a word.
-const breakable = (name) => node("bdi", {}, ...String(name).split(/(?<=[:_])/).flatMap((part) => [part, node("wbr")]));
+const breakable = (name) => node("bdi", {}, ...cut(String(name), 100).split(/(?<=[:_])/).flatMap((part) => [part, node("wbr")]));
 
 const thousands = (n) => n.toLocaleString("en-US");
 const plural = (n, word) => `${thousands(n)} ${word}${n === 1 ? "" : "s"}`;
@@ -123,8 +123,8 @@ function digits(v, n = 3) {
 
 function duration(ms, n = 3) {
   if (ms === null || !Number.isFinite(ms)) return "–";
-  if (ms < 1) return `${digits(ms * 1000, n)} µs`;
-  return ms < 1000 ? `${digits(ms, n)} ms` : `${digits(ms / 1000, n)} s`;
+  if (ms < 1) return `${digits(ms * 1000, n)}\u00a0µs`;
+  return ms < 1000 ? `${digits(ms, n)}\u00a0ms` : `${digits(ms / 1000, n)}\u00a0s`;
 }
 
 const share = (v) => (Number.isFinite(v) && v !== null ? `${(100 * v).toFixed(1)} %` : "–");

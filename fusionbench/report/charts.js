@@ -1,4 +1,5 @@
 // Charts: one function per view; each draws itself, its summary, its legend and its caption, or says why it is empty.
+// A chart has at most one point per candidate and length (or dtype): hundreds, where SVG is good for 10,000.
 
 // Okabe & Ito (2008): distinct for colour-blind readers. 7 colours and 9 symbols meet again after 63 strategies.
 const COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C7A00"];
@@ -11,7 +12,6 @@ const SHAPES = {
 };
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const DASH_ARRAYS = { solid: "", dash: "6 3", dot: "1.5 3", dashdot: "6 3 1.5 3", longdash: "10 4", longdashdot: "10 4 2 4" };
-const WEBGL_FROM = 10000;
 
 const colourOf = (s) => COLOURS[s % COLOURS.length];
 const symbolOf = (s) => SYMBOLS[s % SYMBOLS.length];
@@ -146,15 +146,14 @@ function medianOf(values) {
 
 async function drawLatency(view) {
   const card = $("#latency");
-  const { axis, by, shape } = view;
-  const cells = view.cells.filter((c) => axis === "total" || c[axis === "text" ? "image" : "text"] === shape[axis === "text" ? "image" : "text"]);
-  const lengthOf = (row) => (axis === "total" ? value("image", row) + value("text", row) : value(axis, row));
+  const { axis, by } = view;
   card.hidden = view.lengths < 2;
   if (card.hidden) return;
+  const lengthOf = (row) => (axis === "total" ? value("image", row) + value("text", row) : value(axis, row));
+  const { cells, fixed } = curve(view);
   const rows = cells.flatMap((c) => c.ranked);
   const lengths = rows.map(lengthOf);
   if (new Set(lengths).size < 1) { section("latency", { summary: "Nothing was timed here under these filters.", empty: true }); return; }
-  const kind = rows.length > WEBGL_FROM ? "scattergl" : "scatter";
   const groups = [...groupBy(rows, (row) => candidate(row, by)).values()];
   const traces = groups.map((members) => {
     const { name, strategy, backend } = seriesOf(members[0], by);
@@ -163,7 +162,7 @@ async function drawLatency(view) {
       y: medianOf(at.map((r) => number("median_ms", r))), low: medianOf(at.map((r) => number("low_ms", r))), high: medianOf(at.map((r) => number("high_ms", r))),
     }));
     return {
-      type: kind, mode: "lines+markers", name: plain(name), x: points.map((p) => p.x), y: points.map((p) => p.y),
+      type: "scatter", mode: "lines+markers", name: plain(name), x: points.map((p) => p.x), y: points.map((p) => p.y),
       error_y: { type: "data", symmetric: false, array: points.map((p) => p.high - p.y), arrayminus: points.map((p) => p.y - p.low), thickness: 1, width: 3, color: colourOf(strategy) },
       line: { color: colourOf(strategy), width: 2, dash: by === "strategy" ? "solid" : dashOf(backend) },
       marker: { symbol: symbolOf(strategy), size: 8, color: colourOf(strategy) },
@@ -174,11 +173,10 @@ async function drawLatency(view) {
   const top = Math.max(...lengths);
   const last = cells.filter((c) => c.ranked.length && lengthOf(c.first) === top)[0];
   const [least, most] = [Math.min(...lengths), top];
-  const fixed = axis === "total" ? "" : `, ${axis === "text" ? "image" : "text"} fixed at ${thousands(shape[axis === "text" ? "image" : "text"])} tokens`;
   const growth = last && least !== most ? slope(groups, lengthOf, last.ranked[0], by) : null;
   const summary = `From ${thousands(least)} to ${thousands(most)} ${axis === "total" ? "tokens" : `${axis} tokens`}${fixed}. ${sentence(verdict(last))}`
     + (growth === null ? "" : ` The fastest’s time grows as length to the power ${growth.toFixed(2)} over the last step.`);
-  const several = traces.length < rows.length && axis === "total" && new Set(cells.map((c) => c.image + c.text)).size < cells.length;
+  const several = new Set(cells.map((c) => lengthOf(c.first))).size < cells.length;
   const chart = section("latency", { summary, caption: "Both axes are logarithmic; bars are 95 % intervals."
     + (several ? " Where several shapes have the same total, the point is the median over them." : "")
     + (by === "strategy" ? " Each point is the strategy’s fastest backend at that length." : "") });
@@ -187,6 +185,17 @@ async function drawLatency(view) {
     yaxis: { type: "log", range: logRange(ys), ...logTicks(ys, tickTime) },
   }), CONFIG);
   legend("latency", groups.map((members) => { const s = seriesOf(members[0], by); return { mark: icon(s.strategy, by === "strategy" ? 0 : s.backend), name: s.name }; }));
+}
+
+// The shapes along one curve: the other length, or the ratio of both, stays as in the chosen shape.
+function curve({ cells, shape, axis }) {
+  if (axis !== "total") {
+    const other = axis === "text" ? "image" : "text";
+    return { cells: cells.filter((c) => c[other] === shape[other]), fixed: `, ${other} fixed at ${thousands(shape[other])} tokens` };
+  }
+  const alike = cells.filter((c) => Math.abs(Math.log(c.image / c.text) - Math.log(shape.image / shape.text)) < 0.01);
+  if (new Set(alike.filter((c) => c.ranked.length).map((c) => c.image)).size < 2) return { cells, fixed: ", all shapes" };
+  return { cells: alike, fixed: `, image : text fixed at ${round(shape.image / shape.text)} : 1` };
 }
 
 function slope(groups, lengthOf, row, by) {
@@ -311,13 +320,14 @@ async function drawError(view) {
   const chart = section("error", { summary, caption: "Against a reference in higher precision. The short grey line is eager PyTorch in the same dtype on the same job."
     + (exact ? ` ${plural(exact, "exact result")} (error 0) drawn at the lower edge.` : "") });
   const at = (v) => Math.max(v, floor);
+  const dense = order.length * dtypes.length * (innerWidth < 600 ? 3 : 1) > 96;
   const ys = points.flatMap((p) => [at(p.error), p.yard >= 0 ? at(p.yard) : at(p.error)]);
   const yardstick = { type: "scatter", mode: "markers", name: "eager PyTorch", x: points.map((p) => p.x), y: points.map((p) => (p.yard >= 0 ? at(p.yard) : null)),
-    marker: { symbol: "line-ew-open", size: order.length > 24 ? 6 : 11, color: css("--soft"), line: { width: 2, color: css("--soft") } }, hoverinfo: "skip" };
+    marker: { symbol: "line-ew-open", size: dense ? 6 : 11, color: css("--soft"), line: { width: 2, color: css("--soft") } }, hoverinfo: "skip" };
   const groups = [...groupBy(points, (p) => code("strategy", p.row))];
   const traces = groups.map(([s, members]) => ({
     type: "scatter", mode: "markers", name: plain(value("strategy", members[0].row)), x: members.map((p) => p.x), y: members.map((p) => at(p.error)),
-    marker: { symbol: symbolOf(s), size: order.length > 24 ? 7 : 10, color: colourOf(s) },
+    marker: { symbol: symbolOf(s), size: dense ? 6 : 10, color: colourOf(s) },
     text: members.map((p) => `<b>${plain(candidateName(p.row))}</b>, ${plain(value("dtype", p.row))}<br>${plain(shapeName(p.row))}<br>error ${small(p.error)}, eager PyTorch ${small(p.yard)}`), hovertemplate: "%{text}<extra></extra>",
   }));
   await Plotly.react(chart, [yardstick, ...traces], layout({

@@ -55,7 +55,22 @@ function prepare(data) {
   D.ok = Uint8Array.from(status.codes, (c, row) => (c === good && number("median_ms", row) > 0 ? 1 : 0));
   D.facets = [...ALWAYS, ...SOMETIMES.filter((name) => D.columns[name].values.length > 1)];
   D.order = Object.fromEntries(D.facets.map((name) => [name, sortedCodes(name)]));
-  D.varying = CONDITION.filter((name) => D.columns[name].values.length > 1 && !["dtype", "device", "mode"].includes(name));
+  D.varying = distinguishing().filter((name) => !["dtype", "device", "mode"].includes(name));
+}
+
+// The columns that tell conditions apart: heads that always follow the width would say nothing.
+function distinguishing() {
+  const seen = new Map(), none = D.columns.condition.codes;
+  for (let row = 0; row < D.rows; row++) if (!seen.has(none[row])) seen.set(none[row], row);
+  const rows = [...seen.values()];
+  let signatures = rows.map(() => ""), count = Math.min(1, rows.length);
+  return CONDITION.filter((name) => {
+    const finer = rows.map((row, i) => `${signatures[i]},${code(name, row)}`);
+    const distinct = new Set(finer).size;
+    if (distinct === count) return false;
+    [signatures, count] = [finer, distinct];
+    return true;
+  });
 }
 
 function sortedCodes(name) {
@@ -140,15 +155,19 @@ const jobKey = (row) => `${value("strategy", row)}/${value("backend", row)}/${va
 const command = (row) => `fusionbench run ${quote(D.suite)} --job ${quote(jobKey(row))}`;
 const shapeName = (row) => `${thousands(value("image", row))} image × ${thousands(value("text", row))} text tokens`;
 
-function conditionName(row) {
-  const parts = [value("dtype", row), value("device", row), value("mode", row) === "fwd" ? "forward" : "forward + backward"];
+const mainCondition = (row) => [value("dtype", row), value("device", row), value("mode", row) === "fwd" ? "forward" : "forward + backward"];
+
+function otherConditions(row) {
+  const parts = [];
   for (const name of D.varying) {
     const v = value(name, row);
-    if (v === null || (name === "timer" && D.varying.includes("device"))) continue;
+    if (v === null) continue;
     if (name === "environment") parts.push(value("machine", row) ?? v);
     else if (["projector", "timer", "cache"].includes(name)) parts.push(v);
     else if (name === "type_embedding") { if (v) parts.push("type embedding"); }
     else parts.push(`${LABELS[name].toLowerCase()} ${v}`);
   }
-  return parts.join(" · ");
+  return parts;
 }
+
+const conditionName = (row) => [...mainCondition(row), ...otherConditions(row)].join(" · ");

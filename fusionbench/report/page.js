@@ -94,10 +94,10 @@ function drawAnswer(view) {
   if (box.hidden) return;
   const lines = others.slice(0, 8).map((c) => {
     const [winner, second] = c.main.ranked;
-    const margin = second === undefined ? "alone" : c.main.ties.length ? `≈ ${candidateName(second)}` : `${times(ratio(winner, second).value)} ahead of ${candidateName(second)}`;
-    return node("tr", {}, node("th", { scope: "row" }, node("button", { type: "button", class: "link", onclick: () => { state.condition = conditionName(c.first); state.shape = null; update(); } }, conditionName(c.first))),
+    const margin = second === undefined ? "alone" : c.main.ties.length ? `≈ ${cut(candidateName(second), 50)}` : `${times(ratio(winner, second).value)} ahead of ${cut(candidateName(second), 50)}`;
+    return node("tr", {}, node("th", { scope: "row" }, node("button", { type: "button", class: "link", onclick: () => { state.condition = conditionName(c.first); state.shape = null; update(); } }, mainCondition(c.first).join(" · ")), node("div", { class: "fine" }, otherConditions(c.first).join(" · "))),
       node("td", { class: "soft" }, `${thousands(c.main.image)} × ${thousands(c.main.text)}`),
-      node("td", {}, node("span", { class: "who" }, icon(code("strategy", winner)), node("bdi", {}, candidateName(winner)))), node("td", { class: "right" }, duration(number("median_ms", winner))), node("td", { class: "soft" }, node("bdi", {}, margin)));
+      node("td", {}, node("span", { class: "who" }, icon(code("strategy", winner)), node("bdi", {}, cut(candidateName(winner), 50)))), node("td", { class: "right" }, duration(number("median_ms", winner))), node("td", { class: "soft" }, node("bdi", {}, margin)));
   });
   box.replaceChildren(node("table", { class: "plain" }, node("thead", {}, node("tr", {}, ...["Condition", "Image × text", "Fastest", "Median", "Margin"].map((t) => node("th", { scope: "col", class: t === "Median" ? "right" : "" }, t)))), node("tbody", {}, ...lines)));
 }
@@ -121,7 +121,7 @@ function drawSkips(rows) {
   $("#skipped").hidden = !skipped.length;
   const reasons = [...groupBy(skipped, (row) => code("reason", row)).values()].sort((a, b) => b.length - a.length);
   const list = (groups) => node("table", { class: "plain" }, node("tbody", {}, ...groups.map((g) => node("tr", {}, node("td", { class: "right count" }, thousands(g.length)), node("td", {}, node("bdi", {}, value("reason", g[0]) || "no reason recorded"))))));
-  $("#skipped .body").replaceChildren(node("p", { class: "summary" }, `${plural(skipped.length, "job")} made no sense and was not run: ${plural(reasons.length, "reason")}.`.replace(" was not", skipped.length === 1 ? " was not" : " were not").replace("job made", "job made")),
+  $("#skipped .body").replaceChildren(node("p", { class: "summary" }, `${plural(skipped.length, "job")} made no sense and ${skipped.length === 1 ? "was" : "were"} not run: ${plural(reasons.length, "reason")}.`),
     list(reasons.slice(0, 12)), reasons.length > 12 ? node("details", {}, node("summary", {}, `${reasons.length - 12} more reasons`), list(reasons.slice(12, 300))) : "");
 }
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet
 
-from .errors import StoreError
+from .errors import StoreError, printable
 from .record import VERSION, Environment, Record
 from .report.files import replacing
 
@@ -68,18 +69,15 @@ def unseal(path: Path) -> tuple[list[Record], dict[str, Environment]]:
             metadata = file.schema_arrow.metadata or {}
             version = int(metadata.get(_VERSION, b"0"))
             if version > VERSION:
-                raise StoreError(
-                    f"'{path}' has schema {version}, newer than this fusionbench ({VERSION}); upgrade to read it"
-                )
+                raise StoreError(f"'{path}': schema {version} is newer than this fusionbench ({VERSION}); upgrade")
             if version < 1:
                 raise StoreError(f"'{path}' is a Parquet file, but no sealed run of fusionbench")
             environments = msgspec.json.decode(metadata[_ENVIRONMENTS], type=dict[str, Environment])
             records: list[Record] = []
             for batch in file.iter_batches(_ROW_GROUP):
-                rows = batch.to_pylist(maps_as_pydicts="strict")
-                records += msgspec.convert(rows, list[Record])
+                records += msgspec.convert(_python(batch.to_struct_array()), list[Record])
     except (pa.ArrowException, msgspec.MsgspecError, KeyError, ValueError, OSError) as error:
-        raise StoreError(f"'{path}' cannot be read as a sealed run: {error}") from error
+        raise StoreError(f"'{path}' cannot be read as a sealed run: {printable(str(error))}") from error
     return records, environments
 
 
@@ -100,6 +98,29 @@ def _table(records: Sequence[Record]) -> pa.Table:
         cells = [list(getattr(record, field.name).items()) for record in records]
         parsed = parsed.add_column(index, field, pa.chunked_array([pa.array(cells, type=field.type)]))
     return parsed.cast(SCHEMA)
+
+
+def _python(array: pa.Array) -> list[Any]:
+    """``array.to_pylist()``, ten times as fast where lists of numbers make up most of it."""
+    if pa.types.is_struct(array.type):
+        names = [field.name for field in array.type]
+        rows = zip(*map(_python, array.flatten()), strict=True)
+        return _known(array, [dict(zip(names, row, strict=True)) for row in rows])
+    if pa.types.is_list(array.type):
+        flat = _python(array.flatten())
+        ends = np.cumsum(array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)).tolist()
+        return _known(array, [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)])
+    if pa.types.is_map(array.type):
+        return array.to_pylist(maps_as_pydicts="strict")  # type: ignore[no-any-return]
+    if array.null_count or not pa.types.is_primitive(array.type):
+        return array.to_pylist()  # type: ignore[no-any-return]
+    return array.to_numpy(zero_copy_only=False).tolist()  # type: ignore[no-any-return]
+
+
+def _known(array: pa.Array, values: list[Any]) -> list[Any]:
+    if not array.null_count:
+        return values
+    return [value if valid else None for value, valid in zip(values, array.is_valid().to_pylist(), strict=True)]
 
 
 def _arrow(kind: Any) -> pa.DataType:

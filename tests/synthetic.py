@@ -13,15 +13,15 @@ from fusionbench.record import Accuracy, Costs, Deviation, Energy, Environment, 
 from fusionbench.spec import Case, Job, Shape
 
 STRATEGIES = {  # work per token relative to cross-attention, quadratic share, constant share
-    "concat": (0.02, 0.0, 0.2),
+    "concat": (0.55, 0.0, 0.45),
     "concat_attention": (1.6, 2.2, 1.0),
     "cross_attention": (1.0, 1.0, 1.0),
     "cross_attention:image_to_text": (1.05, 1.0, 1.0),
     "co_attention": (2.1, 2.0, 1.8),
     "gated": (1.1, 1.0, 1.2),
-    "late:vote": (0.3, 0.0, 0.6),
-    "film": (0.35, 0.0, 0.5),
-    "perceiver": (0.9, 0.15, 1.7),
+    "late:vote": (0.3, 0.0, 0.75),
+    "film": (0.302, 0.0, 0.745),
+    "perceiver": (0.25, 0.0, 1.7),
     "bilinear": (0.8, 0.0, 0.9),
 }
 BACKENDS = {"eager": 1.0, "sdpa": 0.62, "compile": 0.6, "flex": 0.7}

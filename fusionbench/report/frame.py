@@ -110,7 +110,8 @@ def _contention(records: Sequence[Record], samples_ns: Floats, counts: npt.NDArr
     row = np.repeat(np.arange(len(counts)), counts)
     sampled = np.bincount(row, weights=samples_ns, minlength=len(counts))
     delayed = _number([sum(r.time.run_delay_ns) if r.time and r.time.run_delay_ns else None for r in records])
-    return np.divide(delayed, sampled, out=np.full(len(counts), np.nan), where=sampled > 0)
+    share: Floats = np.divide(delayed, sampled, out=np.full(len(counts), np.nan), where=sampled > 0)
+    return share
 
 
 def _measures(columns: dict[str, Any], records: Sequence[Record]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 from rich.cells import cell_len
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -136,11 +136,12 @@ def _fit(columns: list[Column], width: int) -> Table:
         widths.pop()
     while len(widths) > 2 and sum(widths) - _GAP - (widths[0] - 14) > width:
         widths.pop()
+    widths[0] = max(4, min(widths[0], width - sum(widths[1:]) + _GAP))
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim", show_edge=False)
-    for index, (heading, right, _) in enumerate(columns[: len(widths)]):
-        justify = "right" if right else "left"
-        keep = None if index == 0 else widths[index] - _GAP
-        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", min_width=keep)
+    for heading, right, _ in columns[: len(widths)]:
+        side: JustifyMethod = "right" if right else "left"
+        room = widths[len(table.columns)] - _GAP
+        table.add_column(heading, justify=side, no_wrap=True, overflow="ellipsis", width=room)
     for cells in zip(*(c[2] for c in columns[: len(widths)]), strict=True):
         table.add_row(*cells)
     return table

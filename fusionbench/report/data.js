@@ -1,0 +1,173 @@
+// Data: unpack the columns, filter them, and write numbers and names for people.
+"use strict";
+
+const $ = (selector, within = document) => within.querySelector(selector);
+const DTYPES = ["fp32", "tf32", "fp16", "bf16", "int8"];
+const LABELS = {
+  strategy: "Strategy", backend: "Backend", dtype: "Dtype", device: "Device", mode: "Mode", status: "Status",
+  image: "Image tokens", text: "Text tokens", batch: "Batch", width: "Width", heads: "Heads", image_width: "Image width",
+  text_width: "Text width", depth: "Depth", ffn: "FFN ratio", projector: "Projector", type_embedding: "Type embedding",
+  padding: "Padding", machine: "Machine", environment: "Environment", timer: "Timer", cache: "Cache", threads: "Threads",
+};
+const ALWAYS = ["strategy", "backend", "dtype", "device", "mode", "status"];
+const SOMETIMES = ["width", "batch", "image", "text", "heads", "image_width", "text_width", "depth", "ffn", "projector",
+  "type_embedding", "padding", "environment", "timer", "cache", "threads"];
+const CONDITION = ["dtype", "device", "mode", "width", "batch", "heads", "image_width", "text_width", "depth", "ffn", "projector",
+  "type_embedding", "padding", "environment", "timer", "cache", "threads"];
+const FAILED = ["wrong", "error", "oom", "crash", "timeout"];
+
+let D = null; // everything from the file
+
+async function unpack(text) {
+  const stream = new Blob([decoded(text)]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const data = JSON.parse(await new Response(stream).text());
+  for (const column of Object.values(data.columns)) {
+    if (column.codes) column.codes = Int32Array.from(column.codes);
+    else column.numbers = Float64Array.from(column.numbers, (v) => (v === null ? NaN : v));
+  }
+  return data;
+}
+
+function decoded(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
+  return bytes;
+}
+
+function value(name, row) {
+  const column = D.columns[name];
+  if (!column) return null;
+  if (column.numbers) return Number.isNaN(column.numbers[row]) ? null : column.numbers[row];
+  const code = column.codes[row];
+  return code < 0 ? null : column.values[code];
+}
+
+const number = (name, row) => (D.columns[name] ? D.columns[name].numbers[row] : NaN);
+const code = (name, row) => D.columns[name].codes[row];
+const isOk = (row) => D.ok[row] === 1;
+
+function prepare(data) {
+  D = data;
+  const status = D.columns.status;
+  const good = status.values.indexOf("ok");
+  D.ok = Uint8Array.from(status.codes, (c, row) => (c === good && number("median_ms", row) > 0 ? 1 : 0));
+  D.facets = [...ALWAYS, ...SOMETIMES.filter((name) => D.columns[name].values.length > 1)];
+  D.order = Object.fromEntries(D.facets.map((name) => [name, sortedCodes(name)]));
+  D.varying = distinguishing().filter((name) => !["dtype", "device", "mode"].includes(name));
+}
+
+// The columns that tell conditions apart: heads that always follow the width would say nothing.
+function distinguishing() {
+  const seen = new Map(), none = D.columns.condition.codes;
+  for (let row = 0; row < D.rows; row++) if (!seen.has(none[row])) seen.set(none[row], row);
+  const rows = [...seen.values()];
+  let signatures = rows.map(() => ""), count = Math.min(1, rows.length);
+  return CONDITION.filter((name) => {
+    const finer = rows.map((row, i) => `${signatures[i]},${code(name, row)}`);
+    const distinct = new Set(finer).size;
+    if (distinct === count) return false;
+    [signatures, count] = [finer, distinct];
+    return true;
+  });
+}
+
+function sortedCodes(name) {
+  const values = D.columns[name].values;
+  const rank = (v) => (name === "dtype" && DTYPES.includes(v) ? DTYPES.indexOf(v) : v);
+  const order = values.map((_, c) => c);
+  return ["strategy", "backend"].includes(name) ? order
+    : order.sort((a, b) => (rank(values[a]) > rank(values[b]) ? 1 : rank(values[a]) < rank(values[b]) ? -1 : 0));
+}
+
+// A row that misses one facet still counts on that facet's chips: they say what a click would add.
+function filterRows(chosen) {
+  const active = D.facets.filter((name) => chosen[name] && chosen[name].size);
+  const counts = Object.fromEntries(D.facets.map((name) => [name, new Int32Array(D.columns[name].values.length)]));
+  const masks = active.map((name) => {
+    const mask = new Uint8Array(D.columns[name].values.length);
+    D.columns[name].values.forEach((v, c) => { if (chosen[name].has(String(v))) mask[c] = 1; });
+    return mask;
+  });
+  const activeCodes = active.map((name) => D.columns[name].codes);
+  const allCodes = D.facets.map((name) => D.columns[name].codes);
+  const allCounts = D.facets.map((name) => counts[name]);
+  const rows = new Int32Array(D.rows);
+  let kept = 0;
+  for (let row = 0; row < D.rows; row++) {
+    let missed = -1, misses = 0;
+    for (let k = 0; k < masks.length && misses < 2; k++) {
+      const c = activeCodes[k][row];
+      if (c < 0 || !masks[k][c]) { misses++; missed = k; }
+    }
+    if (misses === 0) {
+      rows[kept++] = row;
+      for (let k = 0; k < allCodes.length; k++) if (allCodes[k][row] >= 0) allCounts[k][allCodes[k][row]]++;
+    } else if (misses === 1) {
+      const c = activeCodes[missed][row];
+      if (c >= 0) counts[active[missed]][c]++;
+    }
+  }
+  return { rows: rows.subarray(0, kept), counts };
+}
+
+function node(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, content] of Object.entries(attributes)) {
+    if (name === "class") element.className = content;
+    else if (name.startsWith("on")) element.addEventListener(name.slice(2), content);
+    else if (content !== null && content !== undefined && content !== false) element.setAttribute(name, content === true ? "" : content);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined).map((c) => (c instanceof Node ? c : String(c))));
+  return element;
+}
+
+// Long names break after ":" and "_", not in the middle of a word.
+const breakable = (name) => node("bdi", {}, ...cut(String(name), 100).split(/(?<=[:_])/).flatMap((part) => [part, node("wbr")]));
+
+const thousands = (n) => n.toLocaleString("en-US");
+const plural = (n, word) => `${thousands(n)} ${word}${n === 1 ? "" : "s"}`;
+
+function digits(v, n = 3) {
+  if (v === null || !Number.isFinite(v)) return "–";
+  if (v === 0) return "0";
+  const decimals = Math.max(0, n - 1 - Math.floor(Math.log10(Math.abs(v))));
+  return decimals > 8 ? v.toExponential(n - 1) : v.toLocaleString("en-US", { minimumFractionDigits: Math.min(decimals, 8), maximumFractionDigits: Math.min(decimals, 8) });
+}
+
+function duration(ms, n = 3) {
+  if (ms === null || !Number.isFinite(ms)) return "–";
+  if (ms < 1) return `${digits(ms * 1000, n)}\u00a0µs`;
+  return ms < 1000 ? `${digits(ms, n)}\u00a0ms` : `${digits(ms / 1000, n)}\u00a0s`;
+}
+
+const share = (v) => (Number.isFinite(v) && v !== null ? `${(100 * v).toFixed(1)} %` : "–");
+const small = (v) => (v === null || !Number.isFinite(v) ? "–" : v === 0 ? "0" : v.toExponential(1));
+
+const cut = (text, limit) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
+
+// plotly reads <b>, <a> and &…; in its texts, and does not break lines.
+const plain = (text) => cut(String(text), 80).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const quote = (text) => (/^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\"'\"'")}'`);
+
+const jobKey = (row) => `${value("strategy", row)}/${value("backend", row)}/${value("case", row)}`;
+const command = (row) => `fusionbench run ${quote(D.suite)} --job ${quote(jobKey(row))}`;
+const shapeName = (row) => `${thousands(value("image", row))} image × ${thousands(value("text", row))} text tokens`;
+
+const mainCondition = (row) => [value("dtype", row), value("device", row), value("mode", row) === "fwd" ? "forward" : "forward + backward"];
+
+function otherConditions(row) {
+  const parts = [];
+  for (const name of D.varying) {
+    const v = value(name, row);
+    if (v === null) continue;
+    if (name === "environment") parts.push(value("machine", row) ?? v);
+    else if (["projector", "timer", "cache"].includes(name)) parts.push(v);
+    else if (name === "type_embedding") { if (v) parts.push("type embedding"); }
+    else parts.push(`${LABELS[name].toLowerCase()} ${v}`);
+  }
+  return parts;
+}
+
+const conditionName = (row) => [...mainCondition(row), ...otherConditions(row)].join(" · ");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -48,7 +49,10 @@ Plugin = Annotated[
 ]
 Results = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where run folders go.")]
 RunArgument = Annotated[
-    Path | None, typer.Argument(metavar="[RUN]", help="A run folder or a .jsonl shard; without it the newest run.")
+    Path | None,
+    typer.Argument(
+        metavar="[RUN]", help="A run folder, a shard (.jsonl) or a sealed run (.parquet); without it the newest."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 WithReport = Annotated[bool, typer.Option("--report", help="Write report.html into the run folder when done.")]
@@ -56,6 +60,7 @@ RetryFailed = Annotated[bool, typer.Option(help="Measure jobs again that failed 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan, no progress; only results.")]
 
 DEFAULT_RESULTS = Path("results/runs")
+SEALED = "records.parquet"  # all facts of a finished run in one file, for pandas, DuckDB and for keeping
 
 
 def _version(wanted: bool) -> None:
@@ -253,7 +258,11 @@ def _execute(prepared: Launch, console: Console, *, report: bool, quiet: bool) -
     from . import store
 
     finished = store.read(prepared.folder)
-    _print_run(finished, width=_console().width, brief=True)
+    _print_run(finished)
+    if not outcome.signal:
+        from . import export
+
+        export.seal(finished.records, finished.environments, finished.path / SEALED)
     if report:
         typer.echo(f"report: {_write_report([finished], finished.path / 'report.html')}")
     raise typer.Exit(_verdict(outcome, counts.done, again, console))
@@ -286,14 +295,15 @@ def show(
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the records as JSON.")] = None,
     parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Parquet.")] = None,
-    shapes: Annotated[int, typer.Option(min=1, help="How many shapes to print.")] = 12,
+    groups: Annotated[int, typer.Option(min=1, help="How many shapes and conditions to print.")] = 12,
+    rows: Annotated[int, typer.Option(min=1, help="How many candidates to print for each of them.")] = 12,
 ) -> None:
     """Print a run as tables, or export it as CSV, JSON or Parquet."""
     found = _read(run, results)
     if csv or json or parquet:
         _export(found, csv, json, parquet)
     else:
-        _print_run(found, width=_console().width, shapes=shapes)
+        _print_run(found, groups=groups, rows=rows)
     _leave_if_damaged(found)
 
 
@@ -340,7 +350,7 @@ def _write_report(runs: list[Run], path: Path) -> Path:
         environments,
         problems,
         title=", ".join(_name(each) for each in runs),
-        suite=_suite_of(runs[0]),
+        command=_command(runs[0]),
     )
 
 
@@ -348,13 +358,17 @@ def _name(found: Run) -> str:
     return found.manifest.id if found.manifest else found.path.name
 
 
-def _suite_of(found: Run) -> str:
-    """How to name the run's suite on the command line: shipped suites by name, others by the copy in the run."""
+def _command(found: Run) -> str:
+    """The command that runs the suite of ``found`` again: a shipped one by name, another by the copy in the run."""
     from .store import SUITE
     from .suite import shipped
 
-    name = found.manifest.suite_name if found.manifest else ""
-    return name if name in shipped() else str(found.path / SUITE)
+    manifest = found.manifest
+    if manifest is None:
+        return "fusionbench run SUITE"
+    suite = manifest.suite_name if manifest.suite_name in shipped() else str(found.path / SUITE)
+    plugins = [argument for path in manifest.plugins for argument in ("--plugin", path)]
+    return shlex.join(["fusionbench", "run", suite, *plugins])
 
 
 def _read(run: Path | None, results: Path) -> Run:
@@ -364,17 +378,31 @@ def _read(run: Path | None, results: Path) -> Run:
         run = next(iter(store.runs(results)), None)
         if run is None:
             raise FusionbenchError(f"no run in '{results}' yet; measure one with: fusionbench run smoke")
+    if run.suffix == ".parquet" and run.is_file():
+        from . import export
+
+        records, environments = export.unseal(run)
+        return store.Run(run, None, records, environments, torn=[], damage=[], duplicates=0)
     return store.read(run)
 
 
-def _print_run(found: Run, *, width: int, shapes: int = 12, brief: bool = False) -> None:
+def _print_run(found: Run, *, groups: int = 12, rows: int = 12) -> None:
     from .report.frame import frame
-    from .report.table import reproduce, show
+    from .report.table import show
 
+    console = _console()
     table = frame(found.records, found.environments)
-    command = reproduce(_suite_of(found))
-    _console().print(
-        show(table, found.environments, found.problems, width=width, command=command, groups=shapes), crop=False
+    console.print(
+        show(
+            table,
+            found.environments,
+            found.problems,
+            width=console.width,
+            command=_command(found),
+            groups=groups,
+            rows=rows,
+        ),
+        crop=False,
     )
 
 

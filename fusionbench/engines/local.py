@@ -64,26 +64,26 @@ def run(
     """One record for each job, in order. ``started`` is told of each job as it begins; once ``stopping``
     says so, the running job ends after its sample and no other begins."""
     start_server()
-    worker: Worker | None = None
+    held: dict[str, Worker] = {}  # by device: a CUDA worker waits while a job runs on the CPU
     try:
         for job in jobs:
             if stopping():
                 return
-            if worker is not None and not worker.serves(job):
-                worker.close()
-                worker = None
-            worker = worker or Worker(job, plugins)
+            device = job.case.device
+            if device in held and not held[device].serves(job):
+                held.pop(device).close()
+            if device not in held:
+                held[device] = Worker(job, plugins)
             started(job)
             try:
-                record = worker.measure(job, budget, stopping)
+                record = held[device].measure(job, budget, stopping)
             except Cancelled:
                 return
+            if record.status != "ok" or device == "cpu":
+                held.pop(device).close()
             yield record
-            if record.status != "ok" or job.case.device == "cpu":
-                worker.close()
-                worker = None
     finally:
-        if worker is not None:
+        for worker in held.values():
             worker.close()
 
 

@@ -110,7 +110,7 @@ function drawFailures(rows) {
     ...kinds.slice(0, 60).map((members) => {
       const row = members[0], phase = value("phase", row);
       return node("details", { class: "failure", open: kinds.length <= 3 },
-        node("summary", {}, node("span", { class: "badge", "data-status": value("status", row) }, value("status", row)), node("span", { class: "count" }, `${thousands(members.length)}${phase ? ` in ${phase}` : ""}`), node("bdi", { class: "reason" }, value("reason", row) || "no reason recorded")),
+        node("summary", {}, node("span", { class: "badge", "data-status": value("status", row) }, value("status", row)), node("span", { class: "count" }, `${thousands(members.length)}${phase ? ` in ${cut(phase, 60)}` : ""}`), node("bdi", { class: "reason" }, value("reason", row) || "no reason recorded")),
         ...members.slice(0, 5).map((r) => node("code", { class: "command" }, command(r))),
         members.length > 5 ? node("p", { class: "soft" }, `and ${thousands(members.length - 5)} more; filter the table by status “${value("status", row)}” to see them.`) : null);
     }), kinds.length > 60 ? node("p", { class: "soft" }, `and ${kinds.length - 60} more kinds of failure in the table.`) : "");

@@ -34,7 +34,7 @@ SAME_ROOM = {
     ("report", "export"),
     ("progress", "cli"),
     ("cli", "__main__"),
-    ("spec", "errors"),
+    ("errors", "spec"),
     ("record", "disk"),
 }
 HEAVY = {"torch", "pandas", "plotly", "scipy", "rich", "jinja2", "pyarrow"}

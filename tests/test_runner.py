@@ -15,7 +15,15 @@ from fusionbench.spec import Budget, Case, Dtype, Job, Shape
 
 SHAPE = Shape(batch=1, image=3, text=2, image_width=8, text_width=8, width=8, heads=1)
 OLD_CPU = Environment(
-    id="e1", machine="m", system="Linux", python="3.11", torch="2.13.0", triton="", cpu="old", cores=2, memory_bytes=1,
+    id="e1",
+    machine="m",
+    system="Linux",
+    python="3.11",
+    torch="2.13.0",
+    triton="",
+    cpu="old",
+    cores=2,
+    memory_bytes=1,
     cpu_flags=("avx2",),
 )
 

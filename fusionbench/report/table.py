@@ -59,19 +59,19 @@ def best(frame: pd.DataFrame, *, width: int, groups: int = 12, rows: int = 12) -
     for number, group in ranks[ranks["group"] < groups].groupby("group", sort=True):
         parts += [_gap() if number else Text(), *_heading(group.iloc[0], several, width)]
         parts.append(_fit(_ranking(group.head(rows)), width))
-        parts += _more(len(group) - rows, "candidates", "--rows", width)
+        parts += _more(len(group) - rows, "candidates", width)
     left = int(ranks["group"].max()) + 1 - groups if len(ranks) else 0
-    return parts + _more(left, "shapes and conditions", "--groups", width)
+    return parts + _more(left, "shapes and conditions", width, "--shapes N, or ")
 
 
 def _gap() -> Text:
     return Text("")
 
 
-def _more(count: int, what: str, option: str, width: int) -> list[RenderableType]:
+def _more(count: int, what: str, width: int, option: str = "") -> list[RenderableType]:
     if count <= 0:
         return []
-    return [_line(f"… {count:,} more {what} (see them with {option} N, or in the page of `fusionbench report`)", width)]
+    return [_line(f"… {count:,} more {what} (see them with {option}`fusionbench report`)", width)]
 
 
 def _line(text: str, width: int, style: str = "dim", indent: int = 0) -> Text:
@@ -165,7 +165,7 @@ def failures(
         parts.append(_line(f"{status}{where}, {len(jobs):,} {_jobs(jobs)}: {reason}", width, ""))
         parts += [_whole(command(key)) for key in jobs[:each]]
         parts += [_line(f"… and {len(jobs) - each:,} more like it", width, indent=4)] if len(jobs) > each else []
-    return parts + _more(len(largest) - groups, "kinds of failure", "--groups", width)
+    return parts + _more(len(largest) - groups, "kinds of failure", width)
 
 
 def _jobs(items: Sequence[object]) -> str:
@@ -187,7 +187,7 @@ def skips(frame: pd.DataFrame, *, width: int, reasons: int = 12) -> list[Rendera
     for reason, count in counts[:reasons].items():
         number = f"{count:,}".rjust(digits) + "  "
         parts.append(Text(number, no_wrap=True).append_text(_line(str(reason), width - len(number), "")))
-    return parts + _more(len(counts) - reasons, "reasons", "--groups", width)
+    return parts + _more(len(counts) - reasons, "reasons", width)
 
 
 def machines(environments: Mapping[str, Environment], *, width: int) -> list[RenderableType]:

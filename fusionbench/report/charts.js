@@ -306,16 +306,21 @@ async function drawError(view) {
   const dtypes = DTYPES.filter((d) => worst.has(d)).concat([...worst.keys()].filter((d) => !DTYPES.includes(d)));
   if (!dtypes.length) { section("error", { summary: "No error was measured under these filters.", empty: true }); return; }
   const order = [...new Set(dtypes.flatMap((d) => [...worst.get(d).keys()]))].sort((a, b) => a - b);
-  const place = (d, who) => dtypes.indexOf(d) + (order.length > 1 ? (order.indexOf(who) / (order.length - 1) - 0.5) * 0.72 : 0);
+  const step = Math.min(0.12, 0.72 / Math.max(1, order.length - 1));
+  const place = (d, who) => {
+    const here = order.filter((other) => worst.get(d).has(other));
+    return dtypes.indexOf(d) + (here.indexOf(who) - (here.length - 1) / 2) * step;
+  };
   const points = dtypes.flatMap((d) => [...worst.get(d)].map(([who, row]) => ({ x: place(d, who), row, error: number("rel_l2", row), yard: number("yardstick_rel_l2", row) })));
   const positive = points.flatMap((p) => [p.error, p.yard]).filter((v) => v > 0);
   const floor = (positive.length ? Math.min(...positive) : 1e-8) / 4;
   const exact = points.filter((p) => p.error === 0).length;
   const summary = dtypes.map((d) => {
     const errors = [...worst.get(d).values()].map((r) => number("rel_l2", r));
-    return `${d}: ${small(Math.min(...errors))} to ${small(Math.max(...errors))}`;
+    const [low, high] = [small(Math.min(...errors)), small(Math.max(...errors))];
+    return low === high ? `${d}: ${low}` : `${d}: ${low} to ${high}`;
   }).join("; ") + " (worst relative L2 error of each candidate over the shapes shown).";
-  const chart = section("error", { summary, caption: "Against a reference in higher precision. The short grey line is eager PyTorch in the same dtype on the same job."
+  const chart = section("error", { summary, caption: "Against a reference in higher precision. The short grey line is the yardstick: eager PyTorch on the same job."
     + (exact ? ` ${plural(exact, "exact result")} (error 0) drawn at the lower edge.` : "") });
   const at = (v) => Math.max(v, floor);
   const dense = order.length * dtypes.length * (innerWidth < 600 ? 3 : 1) > 96;
@@ -332,5 +337,5 @@ async function drawError(view) {
     xaxis: { tickvals: dtypes.map((_, i) => i), ticktext: dtypes.map(plain), range: [-0.5, dtypes.length - 0.5], showgrid: false, ticks: "" },
     yaxis: { type: "log", title: { text: innerWidth < 600 ? "" : "relative L2 error" }, range: logRange(ys), ...logTicks(ys, tickError) },
   }), CONFIG);
-  legend("error", [...groups.map(([s, members]) => ({ mark: icon(s), name: value("strategy", members[0].row) })), { mark: node("span", { class: "yard" }), name: "eager PyTorch, same dtype" }]);
+  legend("error", [...groups.map(([s, members]) => ({ mark: icon(s), name: value("strategy", members[0].row) })), { mark: node("span", { class: "yard" }), name: "eager PyTorch (yardstick)" }]);
 }

@@ -56,9 +56,10 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 @functools.cache
 def compiled_flex() -> Callable[..., Any]:
     """flex_attention under torch.compile, which it needs in order not to write the scores to memory."""
+    # Without fullgraph the ninth shape of a process runs uncompiled, with a warning at most; with it, it raises.
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 _IMPLS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {

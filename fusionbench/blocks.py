@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import attend
-from .cost import Cost, attention, layer_norm, linear
+from .cost import Cost, attention, copy, layer_norm, linear
+from .errors import MissingModalityError
 from .spec import Case, Shape
 
 Mask = Tensor | None
@@ -19,6 +20,11 @@ Mask = Tensor | None
 def projected_width(width: int, case: Case) -> int:
     """The width of a modality after its projector."""
     return width if case.projector == "identity" else case.shape.width
+
+
+def projected_widths(case: Case) -> tuple[int, int]:
+    """The widths of image and text after their projectors."""
+    return projected_width(case.shape.image_width, case), projected_width(case.shape.text_width, case)
 
 
 def equal_widths(case: Case, **options: object) -> str | None:
@@ -65,8 +71,20 @@ def projector_cost(rows: int, width: int, case: Case) -> Cost:
         "linear_norm": first + layer_norm(rows, out),
         "mlp": first + Cost(saved=rows * out) + linear(rows, out, out),  # GELU keeps its input too
     }
-    type_vector = Cost(params=out) if case.type_embedding else Cost()
+    type_vector = Cost(params=out, weights_read=out) if case.type_embedding else Cost()
     return costs[case.projector] + type_vector
+
+
+class Projectors(nn.Module):
+    """A projector for each modality; a missing one stays missing."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.image = Projector(case.shape.image_width, case)
+        self.text = Projector(case.shape.text_width, case)
+
+    def forward(self, image: Tensor | None, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return None if image is None else self.image(image), None if text is None else self.text(text)
 
 
 def projectors_cost(case: Case) -> Cost:
@@ -102,13 +120,16 @@ class Attention(nn.Module):
 
 
 def attention_cost(
-    shape: Shape, queries: int, keys: int, query_width: int, context_width: int, impl: str, *, self_attention: bool
+    shape: Shape, queries: int, keys: int, query_width: int, context_width: int, impl: str, *, saves_context: bool
 ) -> Cost:
-    """``Attention`` over ``queries`` x ``keys`` tokens per sample; in self-attention x and context are one tensor."""
+    """``Attention`` over ``queries`` x ``keys`` tokens per sample.
+
+    ``saves_context`` is False where the context is also some attention's x, which is counted there.
+    """
     b, inner = shape.batch, shape.width
     return (
         linear(b * queries, query_width, inner)
-        + linear(b * keys, context_width, inner, saves_input=not self_attention)
+        + linear(b * keys, context_width, inner, saves_input=saves_context)
         + linear(b * keys, context_width, inner, saves_input=False)
         + attention(b, queries, keys, inner, shape.heads, impl)
         + linear(b * queries, inner, query_width, saves_input=False)  # attention keeps its own output
@@ -132,6 +153,22 @@ def feed_forward_cost(rows: int, width: int, ratio: int) -> Cost:
     return linear(rows, width, hidden) + Cost(saved=rows * hidden) + linear(rows, hidden, width)
 
 
+class FeedForwardBlock(nn.Module):
+    """x + FFN(LN(x)) over x [B, L, D]; x itself when the shape's ``ffn`` is 0."""
+
+    def __init__(self, shape: Shape, width: int) -> None:
+        super().__init__()
+        self.ffn = nn.Sequential(nn.LayerNorm(width), FeedForward(width, shape.ffn)) if shape.ffn else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.ffn is None else x + self.ffn(x)
+
+
+def feed_forward_block_cost(shape: Shape, tokens: int, width: int) -> Cost:
+    rows = shape.batch * tokens
+    return layer_norm(rows, width) + feed_forward_cost(rows, width, shape.ffn) if shape.ffn else Cost()
+
+
 class Layer(nn.Module):
     """One pre-LayerNorm Transformer layer: self-attention without a context, cross-attention with one.
 
@@ -146,12 +183,12 @@ class Layer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.context_norm = nn.LayerNorm(context_width or width) if context_norm else nn.Identity()
         self.attention = Attention(width, context_width or width, shape.width, shape.heads, impl)
-        self.ffn = nn.Sequential(nn.LayerNorm(width), FeedForward(width, shape.ffn)) if shape.ffn else None
+        self.ffn = FeedForwardBlock(shape, width)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Mask = None) -> Tensor:
         queries = self.norm(x)
         x = x + self.attention(queries, queries if context is None else self.context_norm(context), mask)
-        return x if self.ffn is None else x + self.ffn(x)
+        return self.ffn(x)
 
 
 def layer_cost(
@@ -170,10 +207,41 @@ def layer_cost(
     if context_norm and keys is not None:
         cost += layer_norm(shape.batch * keys, kv_width)
     cost += attention_cost(
-        shape, queries, queries if keys is None else keys, width, kv_width, impl, self_attention=keys is None
+        shape, queries, queries if keys is None else keys, width, kv_width, impl, saves_context=keys is not None
     )
-    if shape.ffn:
-        cost += layer_norm(rows, width) + feed_forward_cost(rows, width, shape.ffn)
+    return cost + feed_forward_block_cost(shape, queries, width)
+
+
+class MutualLayer(nn.Module):
+    """One pre-LayerNorm layer of attention in both directions, with separate weights per modality (ViLBERT).
+
+    image [B, Li, image_width], text [B, Lt, text_width] -> both, same shapes. Each side's LayerNorm output is
+    its own query and the other side's context; then x + FFN(LN(x)) per side unless the shape's ``ffn`` is 0.
+    """
+
+    def __init__(self, shape: Shape, image_width: int, text_width: int, impl: str) -> None:
+        super().__init__()
+        self.image_norm, self.text_norm = nn.LayerNorm(image_width), nn.LayerNorm(text_width)
+        self.image_attention = Attention(image_width, text_width, shape.width, shape.heads, impl)
+        self.text_attention = Attention(text_width, image_width, shape.width, shape.heads, impl)
+        self.image_ffn, self.text_ffn = FeedForwardBlock(shape, image_width), FeedForwardBlock(shape, text_width)
+
+    def forward(
+        self, image: Tensor, text: Tensor, image_mask: Mask = None, text_mask: Mask = None
+    ) -> tuple[Tensor, Tensor]:
+        i, t = self.image_norm(image), self.text_norm(text)
+        image = image + self.image_attention(i, t, text_mask)
+        text = text + self.text_attention(t, i, image_mask)
+        return self.image_ffn(image), self.text_ffn(text)
+
+
+def mutual_layer_cost(shape: Shape, image_width: int, text_width: int, impl: str) -> Cost:
+    image, text = (shape.image, image_width), (shape.text, text_width)
+    cost = Cost()
+    for (queries, width), (keys, context_width) in ((image, text), (text, image)):
+        cost += layer_norm(shape.batch * queries, width)
+        cost += attention_cost(shape, queries, keys, width, context_width, impl, saves_context=False)
+        cost += feed_forward_block_cost(shape, queries, width)
     return cost
 
 
@@ -200,6 +268,12 @@ def join(image: Tensor | None, text: Tensor | None) -> Tensor:
     return present[0] if len(present) == 1 else torch.cat(present, dim=1)
 
 
+def join_cost(case: Case) -> Cost:
+    """``join`` of both projected modalities, whose widths are equal."""
+    s = case.shape
+    return copy(s.batch * (s.image + s.text) * projected_width(s.text_width, case))
+
+
 def join_masks(image: Tensor | None, text: Tensor | None, image_mask: Mask, text_mask: Mask) -> Mask:
     """The key-padding mask of ``join(image, text)``; None when neither modality is padded."""
     if image_mask is None and text_mask is None:
@@ -217,3 +291,12 @@ def pool(x: Tensor, mask: Mask) -> Tensor:
         return x.mean(dim=1)
     weights = mask.to(x.dtype).unsqueeze(-1)
     return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def join_features(image: Tensor | None, text: Tensor | None, widths: tuple[int, int]) -> Tensor:
+    """One vector [B, Di + Dt] of two; a missing modality is the zero vector, which is what pooling no tokens gives."""
+    present = image if image is not None else text
+    if present is None:
+        raise MissingModalityError("features of no modality cannot be joined")
+    given = zip((image, text), widths, strict=True)
+    return torch.cat([present.new_zeros(present.shape[0], n) if x is None else x for x, n in given], dim=-1)

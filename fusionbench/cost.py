@@ -1,9 +1,9 @@
 """What a strategy must cost, in closed form: FLOPs, parameters, bytes moved, activations kept.
 
-A strategy's cost is the sum of the primitives below, written beside its module. Only matrix
-products count as FLOPs (2 per multiply-add), as in ``torch.utils.flop_counter``; only matrix
-products, attention and copies move bytes: norms and elementwise ops are taken to be fused into their
-neighbours. Everything is counted in elements of the compute dtype; sizes that do not follow it are bytes.
+A strategy's cost is the sum of the primitives below, written beside its module. Only matrix products count as
+FLOPs (2 per multiply-add), as in ``torch.utils.flop_counter``; only matrix products, attention and copies move
+bytes: norms and elementwise ops are taken to be fused into their neighbours, and ids and masks to be too small
+to count. Everything is counted in elements of the compute dtype; sizes that do not follow it are bytes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,18 @@ class Cost(Struct, frozen=True, kw_only=True):
         return self.saved * itemsize + self.saved_bytes
 
 
-def linear(rows: int, inputs: int, outputs: int, *, bias: bool = True, saves_input: bool = True) -> Cost:
-    """``rows`` vectors through ``nn.Linear``; ``saves_input`` is False where another op keeps that tensor."""
+def linear(
+    rows: int, inputs: int, outputs: int, *, bias: bool = True, saves_input: bool = True, input_gradient: bool = True
+) -> Cost:
+    """``rows`` vectors through ``nn.Linear``.
+
+    ``saves_input`` is False where another op keeps that tensor, ``input_gradient`` where the input is data.
+    """
     flops = 2 * rows * inputs * outputs
     weights = inputs * outputs + (outputs if bias else 0)
     return Cost(
         flops=flops,
-        backward_flops=2 * flops,
+        backward_flops=(2 if input_gradient else 1) * flops,
         params=weights,
         weights_read=weights,
         activations_moved=rows * (inputs + outputs),
@@ -57,6 +62,28 @@ def layer_norm(rows: int, width: int, *, saves_input: bool = True) -> Cost:
         params=2 * width,
         weights_read=2 * width,
         saved=rows * width if saves_input else 0,
+        saved_bytes=8 * rows,
+    )
+
+
+def product(batch: int, rows: int, inner: int, columns: int) -> Cost:
+    """``batch`` products [rows, inner] x [inner, columns] of activations; who keeps the operands is the caller's."""
+    flops = 2 * batch * rows * inner * columns
+    moved = batch * (rows * inner + inner * columns + rows * columns)
+    return Cost(flops=flops, backward_flops=2 * flops, activations_moved=moved)
+
+
+def copy(elements: int) -> Cost:
+    """A ``torch.cat``: every element is read and written, nothing is computed or kept."""
+    return Cost(activations_moved=2 * elements)
+
+
+def embedding(rows: int, vocabulary: int, width: int) -> Cost:
+    """``rows`` look-ups in a table: one row of weights read and written per id; autograd keeps the int64 ids."""
+    return Cost(
+        params=vocabulary * width,
+        weights_read=rows * width,
+        activations_moved=rows * width,
         saved_bytes=8 * rows,
     )
 

@@ -15,6 +15,7 @@ from .spec import Job
 VERSION = 1  # of the wire format; a reader refuses a newer one
 
 Status = Literal["ok", "skipped", "wrong", "error", "oom", "crash", "timeout"]
+Stop = Literal["precise", "budget", "samples", "interrupted"]
 STATUSES: tuple[str, ...] = get_args(Status)
 FAILED: tuple[Status, ...] = ("wrong", "error", "oom", "crash", "timeout")
 
@@ -28,7 +29,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     loops: int
     samples_ns: tuple[int, ...]
     run_delay_ns: tuple[int, ...] = ()
-    stop: Literal["precise", "budget", "samples", "interrupted"]  # why sampling ended
+    stop: Stop  # why sampling ended
     first_call_ns: int  # the first call of all: lazy initialisation and compilation
     warmup_calls: int
     threads: int
@@ -39,7 +40,7 @@ class Memory(Struct, frozen=True, kw_only=True):
 
     peak_bytes: int
     resting_bytes: int
-    meter: Literal["cuda_allocator", "mem_tracker"]
+    meter: Literal["cuda_allocator", "cpu_profiler"]
 
 
 class Energy(Struct, frozen=True, kw_only=True):
@@ -64,6 +65,7 @@ class Accuracy(Struct, frozen=True, kw_only=True):
     """Errors against the reference, beside those of eager PyTorch in the same dtype (the yardstick)."""
 
     reference: Literal["fp64", "fp32"]
+    samples: int  # how many of the batch were compared
     output: Deviation
     yardstick: Deviation
     gradient: Deviation | None = None

@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ CostFunction = Callable[..., Cost]  # (case, impl, **options) -> Cost
 Refusal = Callable[..., str | None]  # (case, **options) -> the reason why a case makes no sense
 InputsFunction = Callable[[Case, torch.Generator], "Inputs"]
 
+STRATEGIES = "strategies"  # the folder below this package whose files register themselves
 ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton")
 
 
@@ -141,10 +142,8 @@ def get(name: str) -> Strategy:
 
 @functools.cache
 def _discover() -> None:
-    from . import strategies as package
-
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    for module in pkgutil.iter_modules([str(Path(__file__).with_name(STRATEGIES))]):
+        importlib.import_module(f"{__package__}.{STRATEGIES}.{module.name}")
     for entry in importlib.metadata.entry_points(group="fusionbench.strategies"):
         entry.load()
 
@@ -168,7 +167,3 @@ def load_plugin(path: Path) -> None:
         raise
     except Exception as error:
         raise FusionbenchError(f"plugin '{path}' failed to load: {type(error).__name__}: {error}") from error
-
-
-def names() -> Iterator[str]:
-    return iter(strategies())

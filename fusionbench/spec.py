@@ -7,6 +7,8 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from .errors import FusionbenchError
+
 Mode = Literal["fwd", "fwd_bwd"]
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Projector = Literal["identity", "linear", "linear_norm", "mlp"]
@@ -16,8 +18,8 @@ DTYPES: tuple[str, ...] = get_args(Dtype)
 PROJECTORS: tuple[str, ...] = get_args(Projector)
 
 # The one shape of a name: safe as a file name, in HTML, in a shell and in a CSV cell.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"
-DEVICE_PATTERN = r"^(cpu|cuda(:[0-9]{1,3})?)$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}\Z"
+DEVICE_PATTERN = r"^(cpu|cuda(:[0-9]{1,3})?)\Z"
 
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=1024)]
@@ -96,7 +98,7 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ci: Annotated[float, Meta(gt=0, lt=1)] = 0.01  # half-width of the median's 95 % CI, relative
     timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 300.0
     threads: Annotated[int, Meta(ge=1, le=4096)] = 1
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
     int8_rel_l2: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # int8 against fp64: what still counts as right
     int8_cosine: Annotated[float, Meta(gt=0, lt=1)] = 0.99
 
@@ -109,6 +111,15 @@ class Skip(Struct, frozen=True, kw_only=True):
 
 
 def replace_budget(budget: Budget, **changes: float | int | None) -> Budget:
-    """The budget with the given values in place of its own; None leaves a value as it is."""
-    wanted = {name: value for name, value in changes.items() if value is not None}
-    return msgspec.convert(msgspec.to_builtins(budget) | wanted, Budget)
+    """The budget with the given values in place of its own; None leaves a value as it is.
+
+    Raises FusionbenchError for a value that is out of range.
+    """
+    for name, value in changes.items():
+        if value is not None:
+            try:
+                budget = msgspec.convert(msgspec.to_builtins(budget) | {name: value}, Budget)
+            except msgspec.ValidationError as error:
+                what = str(error).partition(" - at ")[0].lower()
+                raise FusionbenchError(f"--{name.replace('_', '-')}: {what}; got '{value}'") from None
+    return budget

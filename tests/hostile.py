@@ -25,7 +25,7 @@ TEXTS = (
 
 def hostile_records() -> list[Record]:
     """A small run with hostile names, and one failure and one skip per hostile text."""
-    rng = random.Random(0)  # noqa: S311 - plausible, not secret
+    rng = random.Random(0)
     measured = smoke()
     for index, text in enumerate(TEXTS):
         base = measured[index]

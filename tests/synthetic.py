@@ -68,7 +68,7 @@ def records(n: int, seed: int = 0) -> list[Record]:
 
 def smoke(seed: int = 0) -> list[Record]:
     """A 30-job run: five strategies, three backends, two text lengths, one image length."""
-    rng = random.Random(seed)  # noqa: S311 - plausible, not secret
+    rng = random.Random(seed)
     names = ("concat", "concat_attention", "cross_attention", "gated", "late:vote")
     return [
         record(Job(strategy=s, backend=b, case=_case(64, text)), rng)
@@ -84,7 +84,7 @@ def _case(image: int, text: int, *, batch: int = 4, width: int = 512, **conditio
 
 
 def _endless(lengths: tuple[int, ...], seed: int) -> Iterator[Record]:
-    rng = random.Random(seed)  # noqa: S311 - plausible, not secret
+    rng = random.Random(seed)
     for batch in itertools.count(1):
         for width, mode, device, dtype in itertools.product(
             (512, 1024), ("fwd", "fwd_bwd"), ("cuda", "cpu"), ("bf16", "fp32", "int8", "fp16")

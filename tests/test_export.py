@@ -105,7 +105,7 @@ def test_what_is_no_sealed_run_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_byte_never_raises_anything_but_a_store_error(tmp_path: Path, seed: int) -> None:
     path = seal(records(50), ENVIRONMENTS, tmp_path / "run.parquet")
     data = bytearray(path.read_bytes())
-    rng = random.Random(seed)  # noqa: S311 - plausible, not secret
+    rng = random.Random(seed)
     for _ in range(20):
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(data)

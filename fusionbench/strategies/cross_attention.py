@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..blocks import Layer, Mask, Projector, layer_cost, projected_width, projectors_cost
+from ..blocks import Layer, Mask, Projectors, layer_cost, projected_widths, projectors_cost
 from ..cost import Cost
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, strategy
@@ -17,7 +17,8 @@ Direction = Literal["text_to_image", "image_to_text"]
 
 def cost(case: Case, impl: str, direction: Direction = "text_to_image", context_norm: bool = False) -> Cost:
     s = case.shape
-    image, text = (s.image, projected_width(s.image_width, case)), (s.text, projected_width(s.text_width, case))
+    image_width, text_width = projected_widths(case)
+    image, text = (s.image, image_width), (s.text, text_width)
     (queries, width), (keys, context_width) = (text, image) if direction == "text_to_image" else (image, text)
     return projectors_cost(case) + layer_cost(
         s, queries, width, impl, keys=keys, context_width=context_width, context_norm=context_norm
@@ -42,19 +43,16 @@ class CrossAttention(nn.Module):
         self, case: Case, impl: str, direction: Direction = "text_to_image", context_norm: bool = False
     ) -> None:
         super().__init__()
-        s = case.shape
         self.direction = direction
-        self.project_image = Projector(s.image_width, case)
-        self.project_text = Projector(s.text_width, case)
-        widths = projected_width(s.text_width, case), projected_width(s.image_width, case)
-        query_width, context_width = widths if direction == "text_to_image" else widths[::-1]
-        self.layer = Layer(s, query_width, impl, context_width=context_width, context_norm=context_norm)
+        self.project = Projectors(case)
+        widths = projected_widths(case)
+        context_width, query_width = widths if direction == "text_to_image" else widths[::-1]
+        self.layer = Layer(case.shape, query_width, impl, context_width=context_width, context_norm=context_norm)
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None
     ) -> Tensor:
-        image = None if image is None else self.project_image(image)
-        text = None if text is None else self.project_text(text)
+        image, text = self.project(image, text)
         if self.direction == "text_to_image":
             queries, context, mask = text, image, image_mask
         else:

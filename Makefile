@@ -1,0 +1,37 @@
+# make demo: set up, measure the smoke suite, write a report. make test: the whole test suite.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test perf lint gpu clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"fusionbench needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: setup
+	$(BIN)/fusionbench run suites/smoke.toml --fresh --report
+
+test: setup
+	$(BIN)/python -m pytest
+
+perf: setup
+	$(BIN)/python -m pytest tests/perf --benchmark-only
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# On a machine with a CUDA device, from whatever Python has torch there: make gpu PYTHON=python3
+gpu:
+	$(PYTHON) -m pytest tests -m gpu
+	$(PYTHON) -m fusionbench run suites/smoke.toml --only devices=cuda --fresh
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

@@ -1,0 +1,161 @@
+"""The backends: an impl of the inner attention, and what is done to the module around it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .errors import FusionbenchError, UnknownNameError
+from .int8 import quantize_linears
+from .registry import Strategy
+from .spec import Case
+
+
+def _nothing(case: Case) -> str | None:
+    return None
+
+
+def _unchanged(module: nn.Module) -> nn.Module:
+    return module
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How a strategy's module is run. ``transforms`` says that strategies without attention can use it too."""
+
+    name: str
+    impl: str
+    summary: str
+    refuses: Callable[[Case], str | None] = _nothing
+    prepare: Callable[[nn.Module], nn.Module] = _unchanged
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
+    transforms: bool = False
+    counts_flops: bool = True  # False where compiled code hides the products from the dispatcher
+
+    def impl_for(self, strategy: Strategy) -> str | None:
+        """The strategy's impl that this backend uses, or None: a backend never falls back to another."""
+        if self.impl in strategy.impls:
+            return self.impl
+        return "eager" if self.transforms and strategy.impls == ("eager",) else None
+
+
+def refusal(strategy: Strategy, backend: Backend, case: Case) -> str | None:
+    """Why this combination makes no sense on any machine, or None."""
+    if backend.impl_for(strategy) is None:
+        has = ", ".join(strategy.impls)
+        return f"backend '{backend.name}' skips '{strategy.name}': it has no '{backend.impl}' impl (has: {has})"
+    shape = case.shape
+    if shape.width % shape.heads:
+        return f"width {shape.width} is not a multiple of {shape.heads} heads"
+    return _dtype_refusal(backend, case) or backend.refuses(case) or strategy.refusal(case)
+
+
+def _dtype_refusal(backend: Backend, case: Case) -> str | None:
+    if case.dtype == "tf32" and case.device == "cpu":
+        return "tf32 is a format of NVIDIA's tensor cores; a CPU has none"
+    if case.dtype == "int8" and backend.name != "int8":
+        return f"backend '{backend.name}' has no int8 kernels (use backend 'int8')"
+    if case.dtype != "int8" and backend.name == "int8":
+        return f"backend 'int8' computes in int8, not in {case.dtype} (use dtype 'int8')"
+    return None
+
+
+def _needs_cuda(case: Case) -> str | None:
+    return "PyTorch has this attention kernel for CUDA only" if case.device == "cpu" else None
+
+
+def _half_on_cuda(case: Case) -> str | None:
+    if case.device != "cpu" and case.dtype not in ("fp16", "bf16"):
+        return f"this attention kernel computes in fp16 and bf16 on CUDA, not in {case.dtype}"
+    return None
+
+
+def _flash_refuses(case: Case) -> str | None:
+    if case.device != "cpu" and case.padding:
+        return "PyTorch's flash attention takes no key-padding mask on CUDA"
+    return _half_on_cuda(case)
+
+
+def _cudnn_refuses(case: Case) -> str | None:
+    return _needs_cuda(case) or _half_on_cuda(case)
+
+
+@functools.cache
+def missing_compiler() -> str | None:
+    """What torch.compile lacks on this machine, with the remedy, or None."""
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name):
+        return "torch.compile needs a C++ compiler and found none (install g++ or set CXX)"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "torch.compile needs Python's C headers and found none (install python3-dev)"
+    return None
+
+
+def _compile_refuses(case: Case) -> str | None:
+    return missing_compiler()
+
+
+def _flex_refuses(case: Case) -> str | None:
+    if case.device == "cpu" and case.mode == "fwd_bwd":
+        return "flex_attention has no backward pass on the CPU"
+    return missing_compiler()
+
+
+def _int8_refuses(case: Case) -> str | None:
+    return "int8 products have no backward pass" if case.mode == "fwd_bwd" else None
+
+
+def _triton_refuses(case: Case) -> str | None:
+    return "kernel not available here"
+
+
+def _compile(module: nn.Module) -> nn.Module:
+    # Static shapes: a job has one shape, and a dynamic kernel would answer another question.
+    return torch.compile(module, dynamic=False)  # type: ignore[return-value]
+
+
+def _quantize(module: nn.Module) -> nn.Module:
+    if quantize_linears(module) == 0:
+        raise FusionbenchError("backend 'int8' found no Linear layer to quantise")
+    return module
+
+
+def _pinned(kernel: SDPBackend) -> Callable[[], AbstractContextManager[object]]:
+    return lambda: sdpa_kernel(kernel)
+
+
+_ALL = (
+    Backend("eager", "eager", "plain matmul and softmax; the yardstick for errors"),
+    Backend("sdpa", "sdpa", "scaled_dot_product_attention, PyTorch picks the kernel (recorded)"),
+    Backend("sdpa-flash", "sdpa", "SDPA pinned to flash attention", _flash_refuses,
+            context=_pinned(SDPBackend.FLASH_ATTENTION)),
+    Backend("sdpa-efficient", "sdpa", "SDPA pinned to memory-efficient attention", _needs_cuda,
+            context=_pinned(SDPBackend.EFFICIENT_ATTENTION)),
+    Backend("sdpa-cudnn", "sdpa", "SDPA pinned to cuDNN's attention", _cudnn_refuses,
+            context=_pinned(SDPBackend.CUDNN_ATTENTION)),
+    Backend("sdpa-math", "sdpa", "SDPA pinned to the unfused math path", context=_pinned(SDPBackend.MATH)),
+    Backend("flex", "flex", "flex_attention under torch.compile", _flex_refuses, counts_flops=False),
+    Backend("compile", "sdpa", "the whole module under torch.compile, static shapes", _compile_refuses, _compile,
+            transforms=True, counts_flops=False),
+    Backend("int8", "sdpa", "W8A8 dynamic: every Linear over int8 products, attention as in sdpa", _int8_refuses,
+            _quantize, transforms=True),
+    Backend("triton", "triton", "hand-written Triton kernels", _triton_refuses, counts_flops=False),
+)  # fmt: skip
+
+BACKENDS = {backend.name: backend for backend in _ALL}
+
+
+def get(name: str) -> Backend:
+    """The backend called ``name``; raises UnknownNameError with the nearest one."""
+    if name not in BACKENDS:
+        raise UnknownNameError("backend", name, BACKENDS)
+    return BACKENDS[name]

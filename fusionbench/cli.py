@@ -1,0 +1,465 @@
+"""The command line: parse, call, print. Everything heavy is imported by the verb that needs it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from . import __version__
+from .errors import FusionbenchError, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .launch import Launch
+    from .record import Environment
+    from .runner import Outcome
+    from .store import Run
+
+FAILED, NOTHING, DAMAGED, INTERRUPTED = 3, 5, 6, 130  # exit codes, see EPILOG
+
+EPILOG = (
+    "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 5 nothing to measure or show, "
+    "6 results damaged, 130 interrupted (partial results are saved), 143 terminated (the same)."
+)
+
+app = typer.Typer(
+    help="Measure what it costs to fuse two modalities: strategies, attention backends, shapes and dtypes.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help needs no rich and comes 90 ms sooner
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SuiteArgument = Annotated[str, typer.Argument(help="A suite file, or the name of a shipped suite (see: list suites).")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="AXIS=VALUE,...", help="Keep only these values of an axis; may be repeated."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Look at no more than this many cases.")]
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE.py", help="Load strategies from this Python file (it is run: trust it)."),
+]
+Results = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where run folders go.")]
+RunArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RUN]", help="A run folder, a shard (.jsonl) or a sealed run (.parquet); without it the newest."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+WithReport = Annotated[bool, typer.Option("--report", help="Write report.html into the run folder when done.")]
+RetryFailed = Annotated[bool, typer.Option(help="Measure jobs again that failed before.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan, no progress; only results.")]
+
+DEFAULT_RESULTS = Path("results/runs")
+SEALED = "records.parquet"  # all facts of a finished run in one file, for pandas, DuckDB and for keeping
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fusionbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Literal["strategies", "backends", "suites"], typer.Argument(help="What to list.")],
+    as_json: AsJson = False,
+    plugin: Plugin = None,
+) -> None:
+    """List strategies, backends or suites."""
+    rows = {"strategies": _strategies, "backends": _backends, "suites": _suites}[what](plugin or [])
+    if as_json:
+        _print_json(rows)
+        return
+    width = max(len(str(row["name"])) for row in rows)
+    for row in rows:
+        typer.echo(f"{row['name']:<{width}}  {row['summary']}")
+
+
+def _strategies(plugins: list[Path]) -> list[dict[str, Any]]:
+    from .launch import load_plugins
+    from .registry import strategies
+
+    load_plugins([str(path) for path in plugins])
+    return [
+        {"name": s.name, "summary": s.summary + (f" [{_assignments(s.options)}]" if s.options else ""),
+         "impls": list(s.impls), "options": dict(s.options)}
+        for s in strategies().values()
+    ]  # fmt: skip
+
+
+def _assignments(options: Any) -> str:
+    return ", ".join(f"{key}={value}" for key, value in options.items())
+
+
+def _backends(plugins: list[Path]) -> list[dict[str, Any]]:
+    from .backends import BACKENDS
+
+    return [{"name": b.name, "summary": b.summary, "impl": b.impl} for b in BACKENDS.values()]
+
+
+def _suites(plugins: list[Path]) -> list[dict[str, Any]]:
+    from .suite import read, shipped
+
+    suites = [read(str(path)) for path in shipped().values()]
+    return [{"name": s.name, "summary": s.question or s.title, "cases": s.count} for s in suites]
+
+
+@app.command()
+def plan(
+    suite: SuiteArgument,
+    only: Only = None,
+    limit: Limit = None,
+    plugin: Plugin = None,
+    count: Annotated[bool, typer.Option("--count", help="Print only how many cases the suite spans.")] = False,
+    head: Annotated[int, typer.Option(min=0, help="How many jobs to print; 0 for all.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show the jobs that a suite expands to, and why some are skipped."""
+    from . import suite as suites
+
+    chosen = suites.narrow(suites.read(suite), _only(only))
+    if count:
+        typer.echo(chosen.count)
+        return
+    from .launch import load_plugins
+    from .plan import Plan
+    from .spec import Skip
+
+    load_plugins([str(path) for path in plugin or []])
+    expanded = Plan(chosen, limit)
+    expanded.check()
+    items = list(expanded)
+    jobs = [item for item in items if not isinstance(item, Skip)]
+    skips = [item for item in items if isinstance(item, Skip)]
+    if as_json:
+        _print_json({
+            "suite": chosen.name,
+            "cases": chosen.count,
+            "jobs": [{"key": job.key, **_builtins(job)} for job in jobs],
+            "skips": [{"key": skip.job.key, "reason": skip.reason} for skip in skips],
+        })  # fmt: skip
+        return
+    from .progress import plan_listing
+
+    _console().print(plan_listing(chosen.title, jobs, skips, head or len(jobs)), soft_wrap=True)
+
+
+@app.command()
+def run(
+    suite: SuiteArgument,
+    results: Results = DEFAULT_RESULTS,
+    only: Only = None,
+    limit: Limit = None,
+    job: Annotated[str | None, typer.Option(metavar="KEY", help="Run this one job, as a new run.")] = None,
+    plugin: Plugin = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even if one can be resumed.")] = False,
+    retry_failed: RetryFailed = False,
+    measure_s: Annotated[float | None, typer.Option(help="Sampling time per job, in seconds.")] = None,
+    timeout_s: Annotated[float | None, typer.Option(help="Seconds after which a job is killed.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a job.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and inputs.")] = None,
+    report: WithReport = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a suite: one record per job, saved as it comes. An unfinished run of it is resumed."""
+    from . import suite as suites
+
+    chosen, narrowing = suites.read(suite), _only(only)
+    suites.narrow(chosen, narrowing)  # bad values are told before torch is imported
+    from .spec import replace_budget
+
+    budget = replace_budget(chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed)
+    from .engines import local
+
+    local.start_server()
+    from . import launch as launches
+
+    console = _console(stderr=True)
+    prepared = launches.new(
+        chosen,
+        results,
+        budget=budget,
+        only=narrowing,
+        limit=limit,
+        job=job,
+        plugins=[str(path) for path in plugin or []],
+        fresh=fresh,
+        retry_failed=retry_failed,
+        command=sys.argv,
+        warn=lambda problem: _note(console, problem),
+    )
+    _execute(prepared, console, report=report, quiet=quiet)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="The run folder to go on with.")],
+    retry_failed: RetryFailed = False,
+    report: WithReport = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that was interrupted."""
+    from . import store
+
+    store.read_manifest(run)  # a wrong path is told before torch is imported
+    from .engines import local
+
+    local.start_server()
+    from . import launch as launches
+
+    console = _console(stderr=True)
+    prepared = launches.resume(run, retry_failed=retry_failed, warn=lambda problem: _note(console, problem))
+    _execute(prepared, console, report=report, quiet=quiet)
+
+
+def _execute(prepared: Launch, console: Console, *, report: bool, quiet: bool) -> NoReturn:
+    """Run what was prepared, show it, and leave with the exit code that says how it went."""
+    from . import launch as launches
+    from .engines import local
+    from .progress import Display, Outline, outline_box
+
+    counts = launches.tally(prepared)
+    suite = prepared.plan.suite
+    outline = Outline(
+        title=suite.title,
+        question=suite.question,
+        todo=counts.todo,
+        done=counts.done,
+        skips=counts.skips,
+        devices=counts.devices,
+        machine=_machine(prepared.environment),
+        folder=str(prepared.folder),
+        budget=prepared.budget,
+    )
+    if not quiet:
+        console.print(outline_box(outline))
+    again = f"fusionbench resume {prepared.folder}"
+    with Display(console, outline.jobs, again, quiet) as display:
+        outcome = launches.execute(prepared, local.run, display)
+    from . import store
+
+    finished = store.read(prepared.folder)
+    _print_run(finished)
+    if not outcome.signal:
+        from . import export
+
+        export.seal(finished.records, finished.environments, finished.path / SEALED)
+    if report:
+        typer.echo(f"report: {_write_report([finished], finished.path / 'report.html')}")
+    raise typer.Exit(_verdict(outcome, counts.done, again, console))
+
+
+def _verdict(outcome: Outcome, done: int, again: str, console: Console) -> int:
+    """The exit code of a run, with a line on what to do about it."""
+    from .record import FAILED as FAILURES
+
+    if outcome.signal:
+        _note(console, f"interrupted; everything finished is saved. Go on with: {again}")
+        return 128 + outcome.signal
+    if any(outcome.statuses[status] for status in FAILURES):
+        return FAILED
+    if not outcome.statuses["ok"] and not done:
+        _note(console, "nothing was measured: every job was skipped")
+        return NOTHING
+    return 0
+
+
+def _machine(environment: Environment) -> str:
+    parts = [environment.gpu, environment.cpu, f"{environment.cores} cores", f"torch {environment.torch}"]
+    return printable(", ".join(part for part in parts if part))
+
+
+@app.command()
+def show(
+    run: RunArgument = None,
+    results: Results = DEFAULT_RESULTS,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the records as JSON.")] = None,
+    parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Parquet.")] = None,
+    groups: Annotated[int, typer.Option(min=1, help="How many shapes and conditions to print.")] = 12,
+    rows: Annotated[int, typer.Option(min=1, help="How many candidates to print for each of them.")] = 12,
+) -> None:
+    """Print a run as tables, or export it as CSV, JSON or Parquet."""
+    found = _read(run, results)
+    if csv or json or parquet:
+        _export(found, csv, json, parquet)
+    else:
+        _print_run(found, groups=groups, rows=rows)
+    _leave_if_damaged(found)
+
+
+def _export(found: Run, csv: Path | None, json: Path | None, parquet: Path | None) -> None:
+    from . import export
+    from .report.frame import frame
+
+    table = frame(found.records, found.environments)
+    written = [
+        export.to_csv(table, csv) if csv else None,
+        export.to_json(found.records, json) if json else None,
+        export.to_parquet(table, parquet) if parquet else None,
+    ]
+    for path in filter(None, written):
+        typer.echo(str(path))
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; without any, the newest.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page to write.")] = None,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Write one offline HTML page with everything a run found."""
+    found = [_read(path, results) for path in runs] if runs else [_read(None, results)]
+    path = output or (found[0].path / "report.html" if found[0].path.is_dir() else Path("report.html"))
+    typer.echo(str(_write_report(found, path)))
+    for each in found:
+        _leave_if_damaged(each)
+
+
+def _write_report(runs: list[Run], path: Path) -> Path:
+    from .report import page
+    from .report.frame import frame
+
+    records = [record for each in runs for record in each.records]
+    environments = {key: value for each in runs for key, value in each.environments.items()}
+    problems = [problem for each in runs for problem in each.problems]
+    return page.write(
+        path,
+        frame(records, environments),
+        environments,
+        problems,
+        title=", ".join(_name(each) for each in runs),
+        command=_command(runs[0]),
+    )
+
+
+def _name(found: Run) -> str:
+    return found.manifest.id if found.manifest else found.path.name
+
+
+def _command(found: Run) -> str:
+    """The command that runs the suite of ``found`` again: a shipped one by name, another by the copy in the run."""
+    from .store import SUITE
+    from .suite import shipped
+
+    manifest = found.manifest
+    if manifest is None:
+        return "fusionbench run SUITE"
+    suite = manifest.suite_name if manifest.suite_name in shipped() else str(found.path / SUITE)
+    plugins = [argument for path in manifest.plugins for argument in ("--plugin", path)]
+    return shlex.join(["fusionbench", "run", suite, *plugins])
+
+
+def _read(run: Path | None, results: Path) -> Run:
+    from . import store
+
+    if run is None:
+        run = next(iter(store.runs(results)), None)
+        if run is None:
+            raise FusionbenchError(f"no run in '{results}' yet; measure one with: fusionbench run smoke")
+    if run.suffix == ".parquet" and run.is_file():
+        from . import export
+
+        records, environments = export.unseal(run)
+        return store.Run(run, None, records, environments, torn=[], damage=[], duplicates=0)
+    return store.read(run)
+
+
+def _print_run(found: Run, *, groups: int = 12, rows: int = 12) -> None:
+    from .report.frame import frame
+    from .report.table import show
+
+    console = _console()
+    table = frame(found.records, found.environments)
+    console.print(
+        show(
+            table,
+            found.environments,
+            found.problems,
+            width=console.width,
+            command=_command(found),
+            groups=groups,
+            rows=rows,
+        ),
+        crop=False,
+    )
+
+
+def _leave_if_damaged(found: Run) -> None:
+    if found.damaged:
+        raise typer.Exit(DAMAGED)
+    if not found.records:
+        raise typer.Exit(NOTHING)
+
+
+def _only(options: list[str] | None) -> dict[str, list[str]]:
+    """``["dtypes=bf16,fp16"]`` as {"dtypes": ["bf16", "fp16"]}."""
+    narrowing: dict[str, list[str]] = {}
+    for option in options or []:
+        axis, equals, values = option.partition("=")
+        if not equals or not values:
+            raise FusionbenchError(f"--only '{printable(option)}' is not of the form AXIS=VALUE,VALUE")
+        narrowing.setdefault(axis, []).extend(values.split(","))
+    return narrowing
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """A console that wraps nothing when its output is not a terminal, and honours NO_COLOR."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 120
+    return Console(stderr=stderr, width=width, highlight=False, emoji=False)
+
+
+def _note(console: Console, text: str) -> None:
+    from rich.text import Text
+
+    console.print(Text(printable(text, 1000)), soft_wrap=True)
+
+
+def _builtins(value: Any) -> Any:
+    import msgspec
+
+    return msgspec.to_builtins(value)
+
+
+def _print_json(value: Any) -> None:
+    import msgspec
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def main() -> None:
+    """Entry point: errors that are meant for the user are one line and an exit code."""
+    try:
+        app()
+    except FusionbenchError as error:
+        typer.echo(f"fusionbench: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has left; Python would complain at exit otherwise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

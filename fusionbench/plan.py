@@ -1,0 +1,76 @@
+"""From a suite to jobs, one at a time: each is either worth running or a skip with its reason."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from . import backends, registry
+from .errors import SuiteError
+from .spec import Job, Skip
+from .suite import Suite, jobs
+
+DEFAULT_LIMIT = 100_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a suite, made while they are asked for.
+
+    ``limit`` is how many cases may be looked at, ``only_job`` the key of the one job that is wanted.
+    """
+
+    suite: Suite
+    limit: int | None = None
+    only_job: str | None = None
+
+    @property
+    def count(self) -> int:
+        """How many cases the suite spans, counted without making them."""
+        return self.suite.count
+
+    def check(self) -> None:
+        """Raise for names that nobody registered, and for a suite too large to run without a limit."""
+        for sweep in self.suite.sweeps:
+            for name in sweep.strategies:
+                registry.get(name)
+            for name in sweep.backends:
+                backends.get(name)
+        if self.limit is None and self.count > DEFAULT_LIMIT:
+            raise SuiteError(
+                f"suite '{self.suite.name}' spans {self.count:,} cases, more than {DEFAULT_LIMIT:,}; "
+                "narrow it with --only AXIS=VALUES or take the first N with --limit N"
+            )
+
+    def __iter__(self) -> Iterator[Job | Skip]:
+        """Every job once, in the suite's order."""
+        seen: set[str] = set()
+        for job in itertools.islice(jobs(self.suite), self.limit):
+            key = "" if job is None else job.key
+            if job is None or key in seen or self.only_job not in (None, key):
+                continue
+            seen.add(key)
+            reason = refusal(job)
+            yield job if reason is None else Skip(job=job, reason=reason)
+
+
+def refusal(job: Job) -> str | None:
+    """Why ``job`` cannot run, here or anywhere, or None."""
+    reason = missing_device(job.case.device)
+    return reason or backends.refusal(registry.get(job.strategy), backends.get(job.backend), job.case)
+
+
+@functools.cache
+def missing_device(device: str) -> str | None:
+    """Why ``device`` is not there, or None. Asks the driver for a count and creates no CUDA context."""
+    if device == "cpu":
+        return None
+    present = torch.cuda.device_count()
+    index = int(device.partition(":")[2] or 0)
+    if index < present:
+        return None
+    return f"device '{device}' is not available: torch {torch.__version__} sees {present} CUDA devices"

@@ -1,0 +1,177 @@
+"""What a run shows in the terminal while it runs: the plan, where it is, how long it will take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Self
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from .errors import printable
+from .record import FAILED, Record
+from .spec import Budget, Job, Skip
+from .stats import median_interval
+
+# Without a terminal: a line per job up to this many jobs, beyond it one line in this many seconds.
+EVERY_JOB, EVERY_S = 200, 10.0
+
+# Beside the sampling a CPU job takes about this long for building, checking and isolation (smoke suite, 2 cores);
+# compiling takes far longer.
+BESIDE_S = {"compile": 10.0, "flex": 10.0}
+BESIDE_DEFAULT_S = 0.15
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a run is about to do."""
+
+    title: str
+    question: str
+    todo: Counter[str]  # jobs to measure, by backend
+    done: int  # jobs that an earlier attempt finished
+    skips: Counter[str]  # reasons
+    devices: tuple[str, ...]
+    machine: str
+    folder: str
+    budget: Budget
+
+    @property
+    def jobs(self) -> int:
+        return sum(self.todo.values())
+
+    def estimate_s(self) -> tuple[float, float]:
+        """From every job being precise at once to every job using up its budget."""
+        beside = sum(BESIDE_S.get(backend, BESIDE_DEFAULT_S) * count for backend, count in self.todo.items())
+        sampling = self.jobs * (self.budget.warmup_s + self.budget.measure_s)
+        return beside + 0.3 * sampling, beside + sampling
+
+
+def outline_box(outline: Outline) -> Panel:
+    """The plan as a box."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    if outline.question:
+        grid.add_row("question", Text(printable(outline.question, 300)))
+    low, high = outline.estimate_s()
+    jobs = f"{outline.jobs} to measure on {', '.join(outline.devices) or 'no device'}"
+    grid.add_row("jobs", Text(jobs + (f", {outline.done} already done" if outline.done else "")))
+    for reason, count in outline.skips.most_common(4):
+        grid.add_row("skipped", Text(f"{count}: {printable(reason)}"))
+    if len(outline.skips) > 4:
+        rest = sum(count for _, count in outline.skips.most_common()[4:])
+        grid.add_row("skipped", Text(f"{rest} for {len(outline.skips) - 4} other reasons (see: fusionbench plan)"))
+    if outline.jobs:
+        grid.add_row("time", Text(f"about {duration(low)} to {duration(high)}"))
+    grid.add_row("machine", Text(outline.machine))
+    grid.add_row("results", Text(outline.folder))
+    return Panel(grid, title=Text(printable(outline.title)), title_align="left", expand=False)
+
+
+def plan_listing(title: str, jobs: Sequence[Job], skips: Sequence[Skip], head: int) -> Text:
+    """The first ``head`` jobs by key, then the reasons of the skips with an example each."""
+    lines = [f"{printable(title)}: {len(jobs)} jobs, {len(skips)} skipped", ""]
+    lines += [job.key for job in jobs[:head]]
+    if len(jobs) > head:
+        lines.append(f"... {len(jobs) - head} more (--head 0 prints all)")
+    reasons = Counter(skip.reason for skip in skips)
+    example = {skip.reason: skip.job.key for skip in reversed(skips)}
+    for reason, count in reasons.most_common():
+        lines += ["", f"{count} skipped: {printable(reason)}", f"    {example[reason]}"]
+    return Text("\n".join(lines))
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min, 2 h 05 min."""
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@dataclass
+class Display:
+    """A listener that draws a bar on a terminal and prints plain lines anywhere else."""
+
+    console: Console
+    total: int
+    resume: str  # the command that goes on after an interruption
+    quiet: bool = False
+    done: int = 0
+    failed: int = 0
+    begun: float = field(default_factory=monotonic)
+    last_line: float = 0.0
+    bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal and not self.quiet:
+            self.bar = Progress(
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.description}", markup=False),
+                console=self.console,
+                refresh_per_second=2,  # at 4 Hz drawing takes 3 % of a core (measured)
+                transient=True,
+            )
+            self.bar.add_task("", total=self.total, left="")
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def started(self, job: Job) -> None:
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], description=brief(job, self.console.width - 60), left=self._left())
+
+    def finished(self, record: Record) -> None:
+        self.done += 1
+        self.failed += record.status in FAILED
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=self.done, left=self._left())
+            if record.status in FAILED:
+                self._print(f"{record.status:>8}  {record.job.key}: {record.reason}")
+        elif not self.quiet and self._line_is_due():
+            self.last_line = monotonic()
+            self._print(f"[{self.done}/{self.total}] {outcome(record)}  {record.job.key}")
+
+    def interrupted(self, signal_name: str) -> None:
+        self._print(f"{signal_name}: finishing the running sample; once more to stop at once")
+
+    def _line_is_due(self) -> bool:
+        return self.total <= EVERY_JOB or self.done == self.total or monotonic() - self.last_line >= EVERY_S
+
+    def _left(self) -> str:
+        """The time left, from the pace so far; a range, as jobs differ."""
+        if self.done < 3:
+            return ""
+        left = (monotonic() - self.begun) / self.done * (self.total - self.done)
+        return f"{duration(0.7 * left)}-{duration(1.4 * left)} left"
+
+    def _print(self, text: str) -> None:
+        self.console.print(Text(printable(text, 1000)), soft_wrap=True)
+
+
+def brief(job: Job, width: int) -> str:
+    """A job in at most ``width`` characters."""
+    shape, case = job.case.shape, job.case
+    text = f"{job.strategy}/{job.backend} {shape.image}x{shape.text} {case.dtype} {case.device}"
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def outcome(record: Record) -> str:
+    """The median with its interval, or what went wrong."""
+    if record.time is None:
+        return f"{record.status}: {record.reason}" if record.status != "ok" else "ok"
+    middle, low, high = (x / record.time.loops / 1e6 for x in median_interval(record.time.samples_ns))
+    return f"{middle:.4g} ms [{low:.4g}, {high:.4g}]"

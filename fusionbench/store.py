@@ -1,0 +1,299 @@
+"""The results folder: which runs it holds and what each of them set out to do and measured.
+
+    results/runs/<utc>-<suite>-<8 hex>/     never overwritten
+        suite.toml                          the suite as it was read
+        manifest.json                       written last: a folder that has one is whole
+        shards/<host>-<pid>-<n>.jsonl       one writer each; the format is in shard.py
+
+A writer never touches another writer's shard, so a run is resumed by opening a new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from . import __version__
+from .disk import NewerSchemaError, explained, opened, reason, refuse_newer, sync_folder, write_atomically
+from .errors import StoreError, printable
+from .record import FAILED, Environment, Record
+from .shard import Contents, Identity, ShardWriter, read_shard, shard_number
+from .spec import Budget, Name
+
+VERSION = 1  # of the manifest; a reader refuses a newer one
+MAX_MANIFEST = MAX_SUITE = 1 << 20
+MANIFEST, SUITE, SHARDS = "manifest.json", "suite.toml", "shards"
+
+RunId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")]
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """What a run set out to do; ``only`` and ``limit`` are how its suite was narrowed."""
+
+    v: int = VERSION
+    id: RunId
+    suite_name: Name
+    suite_hash: str
+    created_at: str  # UTC, ISO 8601
+    command: tuple[str, ...] = ()
+    only: dict[str, list[str]] = {}
+    limit: int | None = None
+    budget: Budget = Budget()
+    plugins: tuple[str, ...] = ()  # paths as the user gave them
+    planned: int | None = None  # jobs in the plan, skips included; None where nobody counted
+    fusionbench: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What could be read of a run, or of a lone shard; every text in ``torn`` and ``damage`` is one line.
+
+    Of records with the same identity the last valid one counts (by shard number, then line); it keeps
+    the place of the first.
+    """
+
+    path: Path
+    manifest: Manifest | None
+    records: list[Record]
+    environments: dict[str, Environment]
+    torn: list[str]  # writes that never ended; their jobs are simply not done
+    damage: list[str]  # anything else: something was there and is lost
+    duplicates: int
+
+    @property
+    def problems(self) -> list[str]:
+        return self.damage + self.torn
+
+    @property
+    def damaged(self) -> bool:
+        return bool(self.damage)
+
+
+def new_manifest(
+    *,
+    suite_name: str,
+    suite_hash: str,
+    command: Sequence[str] = (),
+    only: Mapping[str, Sequence[str]] | None = None,
+    limit: int | None = None,
+    budget: Budget | None = None,
+    plugins: Sequence[str] = (),
+    planned: int | None = None,
+) -> Manifest:
+    """The manifest of a run that starts now, under a fresh id."""
+    now = datetime.now(UTC)
+    suite = re.sub(r"[^A-Za-z0-9_.-]", "_", suite_name)
+    return Manifest(
+        id=f"{now:%Y%m%dT%H%M%SZ}-{suite}-{secrets.token_hex(4)}",
+        suite_name=suite_name,
+        suite_hash=suite_hash,
+        created_at=now.isoformat(timespec="microseconds"),
+        command=tuple(map(_encodable, command)),
+        only={key: list(values) for key, values in (only or {}).items()},
+        limit=limit,
+        budget=budget or Budget(),
+        plugins=tuple(map(_encodable, plugins)),
+        planned=planned,
+        fusionbench=__version__,
+    )
+
+
+def create(results: Path, manifest: Manifest, suite_text: str) -> Path:
+    """Make the folder of a new run in ``results``, the folder of runs; raises StoreError where that cannot be done."""
+    try:
+        data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        msgspec.json.decode(data, type=Manifest)  # what would not read back is not written
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise StoreError(f"the manifest of run '{printable(manifest.id)}' cannot be stored: {error}") from error
+    run = results / manifest.id
+    with explained(f"cannot create run '{printable(str(run))}'"):
+        if results.exists() and not results.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        run.parent.mkdir(parents=True, exist_ok=True)
+        run.mkdir()
+        (run / SHARDS).mkdir()
+        write_atomically(run / SUITE, suite_text.encode())
+        write_atomically(run / MANIFEST, data)
+        sync_folder(run.parent)
+    return run
+
+
+class Writer(ShardWriter):
+    """Adds records to a run, in a shard of its own; see ShardWriter."""
+
+    def __init__(self, run: Path, environment: Environment) -> None:
+        _check_is_run(run)
+        super().__init__(run / SHARDS, environment)
+
+
+def read(path: Path) -> Run:
+    """Everything that can be read of a run folder or of a single shard.
+
+    Torn and damaged lines are skipped and told in the Run. Raises StoreError where there is no run at all, and
+    NewerSchemaError rather than judge a part of what a newer fusionbench wrote.
+    """
+    shown = printable(str(path))
+    with explained(f"cannot read '{shown}'"), _without_gc():
+        if path.is_dir():
+            return _read_folder(path)
+        if not path.exists():
+            raise StoreError(f"no run at '{shown}'; give a run folder or a .jsonl shard")
+        contents = Contents()
+        read_shard(path.resolve(), contents)
+        return _run(path, None, contents)
+
+
+def read_manifest(run: Path) -> Manifest:
+    """The manifest alone; raises StoreError when it is missing or damaged, NewerSchemaError when it is newer."""
+    path = run / MANIFEST
+    shown = printable(str(path))
+    with explained(f"cannot read '{shown}'"), opened(path, MAX_MANIFEST) as file:
+        data = file.read(MAX_MANIFEST)
+    refuse_newer(data, VERSION, shown)
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise StoreError(f"manifest '{shown}' is damaged: {printable(str(error))}; restore the file") from error
+
+
+def read_suite(run: Path) -> str:
+    """The suite as it was read when the run began; raises StoreError."""
+    path = run / SUITE
+    shown = printable(str(path))
+    with explained(f"cannot read '{shown}'"), opened(path, MAX_SUITE) as file:
+        data = file.read(MAX_SUITE)
+    try:
+        return data.decode()
+    except UnicodeError as error:
+        raise StoreError(f"suite '{shown}' is damaged: {error}; restore the file") from error
+
+
+def finished(run: Run, *, retry_failed: bool = False) -> set[Identity]:
+    """The identities that a resumed run need not measure again."""
+    return {record.identity for record in run.records if not (retry_failed and record.status in FAILED)}
+
+
+def complete(run: Run, *, retry_failed: bool = False) -> bool:
+    """Whether every planned job has a record (of whatever source and environment); False where nobody counted."""
+    planned = run.manifest.planned if run.manifest else None
+    keys = {key for key, _, _ in finished(run, retry_failed=retry_failed)}
+    return planned is not None and len(keys) >= planned
+
+
+def runs(results: Path, *, ignored: Callable[[str], object] = lambda reason: None) -> dict[Path, Manifest]:
+    """The run folders in ``results``, newest first; ``ignored`` is told why a folder is left out."""
+    found: dict[Path, Manifest] = {}
+    with explained(f"cannot list '{printable(str(results))}'"), suppress(FileNotFoundError):
+        for path in sorted(results.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                try:
+                    found[path] = read_manifest(path)
+                except StoreError as error:
+                    ignored(str(error))
+    return dict(sorted(found.items(), key=lambda entry: (entry[1].created_at, entry[0].name), reverse=True))
+
+
+def latest(
+    results: Path,
+    suite_hash: str,
+    only: Mapping[str, Sequence[str]] | None = None,
+    limit: int | None = None,
+    *,
+    budget: Budget | None = None,
+    retry_failed: bool = False,
+    ignored: Callable[[str], object] = lambda reason: None,
+) -> Path | None:
+    """The newest run of the same suite, narrowing, limit (and budget, where given), if it is incomplete.
+
+    None where there is no such run or where the newest one is complete: then a new run begins. A run that cannot
+    be read is left out and ``ignored`` is told why; a damaged one is resumed, since what it lost is measured again.
+    """
+    for path, manifest in runs(results, ignored=ignored).items():
+        same = manifest.suite_hash == suite_hash and manifest.limit == limit
+        if not same or _sets(manifest.only) != _sets(only or {}) or budget not in (None, manifest.budget):
+            continue
+        try:
+            return None if complete(read(path), retry_failed=retry_failed) else path
+        except StoreError as error:
+            ignored(str(error))
+    return None
+
+
+def _read_folder(path: Path) -> Run:
+    _check_is_run(path)
+    contents = Contents()
+    try:
+        manifest = read_manifest(path)
+    except NewerSchemaError:
+        raise
+    except StoreError as error:
+        manifest = None
+        contents.damage.append(str(error))
+    for shard in _shards(path, contents):
+        try:
+            read_shard(shard, contents)
+        except OSError as error:
+            contents.damage.append(f"{printable(shard.name)}: cannot be read, {reason(error)}")
+    return _run(path, manifest, contents)
+
+
+@contextmanager
+def _without_gc() -> Iterator[None]:
+    """Records hold no cycles, and looking for some costs 1.2 of 2.7 s at 100,000 records."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _check_is_run(path: Path) -> None:
+    """Raise StoreError unless ``path`` holds a folder of shards; a link could lead anywhere."""
+    if not (path / SHARDS).is_dir() or (path / SHARDS).is_symlink():
+        raise StoreError(f"'{printable(str(path))}' is not a run: it has no folder '{SHARDS}'; give a run folder")
+
+
+def _shards(run: Path, contents: Contents) -> list[Path]:
+    """The shards in the order in which they were opened, without the links among them."""
+    shards = [path for path in (run / SHARDS).iterdir() if path.suffix == ".jsonl"]
+    links = {path for path in shards if path.is_symlink()}
+    contents.damage.extend(f"{printable(path.name)}: not read, a symbolic link" for path in sorted(links))
+    return sorted(set(shards) - links, key=lambda path: (shard_number(path.name), path.name))
+
+
+def _run(path: Path, manifest: Manifest | None, contents: Contents) -> Run:
+    records = list(contents.records.values())
+    for lost in sorted({record.environment for record in records} - {"", *contents.environments}):
+        contents.damage.append(f"environment '{printable(lost)}' is named by records, and no shard describes it")
+    return Run(
+        path=path,
+        manifest=manifest,
+        records=records,
+        environments=contents.environments,
+        torn=contents.torn,
+        damage=contents.damage,
+        duplicates=contents.duplicates,
+    )
+
+
+def _sets(only: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
+    return {key: set(values) for key, values in only.items()}
+
+
+def _encodable(text: str) -> str:
+    """Text from the command line, where a file name that is not UTF-8 holds lone surrogates."""
+    return text.encode(errors="backslashreplace").decode()

@@ -1,0 +1,50 @@
+"""Concatenation with the self-attention that makes it fuse (UNITER, Chen et al. 2020, arXiv 1909.11740)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..blocks import (
+    Encoder,
+    Mask,
+    Projectors,
+    encoder_cost,
+    equal_widths,
+    join,
+    join_cost,
+    join_masks,
+    projected_width,
+    projectors_cost,
+)
+from ..cost import Cost
+from ..errors import MissingModalityError
+from ..registry import ATTENTION_IMPLS, strategy
+from ..spec import Case
+
+
+def cost(case: Case, impl: str) -> Cost:
+    s = case.shape
+    stream = encoder_cost(s, s.image + s.text, projected_width(s.text_width, case), impl)
+    return projectors_cost(case) + join_cost(case) + stream
+
+
+@strategy("concat_attention", impls=ATTENTION_IMPLS, cost=cost, refuses=equal_widths)
+class ConcatAttention(nn.Module):
+    """Concatenate both sequences and run ``depth`` self-attention layers over the whole stream.
+
+    Returns [B, Li + Lt, D], image tokens first. A missing modality adds no tokens.
+    """
+
+    def __init__(self, case: Case, impl: str) -> None:
+        super().__init__()
+        s = case.shape
+        self.project = Projectors(case)
+        self.encoder = Encoder(s, projected_width(s.text_width, case), impl)
+
+    def forward(
+        self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None
+    ) -> Tensor:
+        if image is None and text is None:
+            raise MissingModalityError("concat_attention needs at least one modality")
+        image, text = self.project(image, text)
+        return self.encoder(join(image, text), join_masks(image, text, image_mask, text_mask))

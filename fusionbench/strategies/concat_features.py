@@ -1,0 +1,52 @@
+"""Concatenation of pooled vectors along the feature axis, then an MLP (ConcatMLP of facebookresearch/mmf)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..blocks import Mask, Projectors, join_features, pool, projected_widths, projectors_cost
+from ..cost import Cost, copy, linear
+from ..errors import MissingModalityError
+from ..registry import strategy
+from ..spec import Case
+
+
+def cost(case: Case, impl: str) -> Cost:
+    s, features = case.shape, sum(projected_widths(case))
+    before = projectors_cost(case) + copy(s.batch * features)
+    if not s.ffn:
+        return before + linear(s.batch, features, s.width)
+    hidden = s.ffn * s.width
+    gelu = Cost(saved=s.batch * hidden)
+    return before + linear(s.batch, features, hidden) + gelu + linear(s.batch, hidden, s.width)
+
+
+@strategy("concat_features", impls=("eager",), cost=cost)
+class ConcatFeatures(nn.Module):
+    """Pool each modality, concatenate the two vectors, and mix them with an MLP: MLP([pool(image); pool(text)]).
+
+    Returns [B, width]. The MLP's hidden layer has ``ffn`` x width units; ``ffn`` 0 leaves one Linear. Both
+    widths may differ. A missing modality counts as the zero vector, which is what pooling no tokens gives.
+    """
+
+    def __init__(self, case: Case, impl: str) -> None:
+        super().__init__()
+        s = case.shape
+        self.project = Projectors(case)
+        self.widths = projected_widths(case)
+        features, hidden = sum(self.widths), s.ffn * s.width
+        self.mlp = (
+            nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, s.width))
+            if s.ffn
+            else nn.Linear(features, s.width)
+        )
+
+    def forward(
+        self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None
+    ) -> Tensor:
+        if image is None and text is None:
+            raise MissingModalityError("concat_features needs at least one modality")
+        image, text = self.project(image, text)
+        image = None if image is None else pool(image, image_mask)
+        text = None if text is None else pool(text, text_mask)
+        return self.mlp(join_features(image, text, self.widths))

@@ -1,0 +1,121 @@
+"""The thing under measurement: a job's module with its weights, its inputs, and the call that is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import backends, registry
+from .backends import Backend
+from .inputs import make_inputs
+from .record import Costs
+from .registry import Inputs
+from .spec import Case, Job
+
+_TORCH_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A module on its device with the inputs of its case."""
+
+    module: nn.Module
+    inputs: Inputs
+    training: bool
+
+    def call(self) -> tuple[Tensor, ...]:
+        """The outputs in mode fwd; the gradients of inputs and parameters in mode fwd_bwd."""
+        outputs = self.outputs()
+        return self.gradients(outputs) if self.training else outputs
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        result = self.module(*self.inputs.args())
+        return result if isinstance(result, tuple) else (result,)
+
+    def gradients(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The gradients of inputs and parameters (those that anything reaches) under fixed cotangents."""
+        torch.autograd.backward(outputs, _cotangents(outputs))
+        found = tuple(leaf.grad for leaf in self.leaves if leaf.grad is not None)
+        for leaf in self.leaves:
+            leaf.grad = None
+        return found
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        tensors = [t for t in (self.inputs.image, self.inputs.text) if t is not None]
+        return [t for t in (*tensors, *self.module.parameters()) if t.requires_grad]
+
+    @property
+    def resting_bytes(self) -> int:
+        held = [*self.module.parameters(), *self.module.buffers(), *self.inputs.args()]
+        return sum(t.numel() * t.element_size() for t in held if t is not None)
+
+
+def _cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of the outputs that do not cancel: a ramp from -1 to 1 over each sample, the same for all."""
+    return [
+        torch.linspace(-1, 1, t[0].numel(), device=t.device, dtype=torch.float32).to(t.dtype).view_as(t[0]).expand_as(t)
+        for t in outputs
+    ]
+
+
+def compute_dtype(case: Case) -> torch.dtype:
+    """The dtype of tensors; int8 products are carried by fp32 on the CPU, which may only emulate bf16, else by bf16."""
+    if case.dtype == "int8":
+        return torch.float32 if case.device == "cpu" else torch.bfloat16
+    return _TORCH_DTYPES[case.dtype]
+
+
+def build(job: Job, impl: str, backend: Backend, seed: int) -> Subject:
+    """The prepared module with random weights and inputs, all of them determined by ``seed``."""
+    strategy, case, dtype = registry.get(job.strategy), job.case, compute_dtype(job.case)
+    torch.manual_seed(seed)
+    module = strategy.module(case, impl).to(device=case.device, dtype=dtype)
+    inputs = make_inputs(strategy, case, seed, dtype, torch.device(case.device))
+    return Subject(backend.prepare(module.train(case.mode == "fwd_bwd")), inputs, case.mode == "fwd_bwd")
+
+
+def twin(job: Job, seed: int, dtype: torch.dtype, inputs: Inputs) -> Subject:
+    """The same weights (rounded to the job's dtype first) and inputs through eager attention in ``dtype``."""
+    case = job.case
+    torch.manual_seed(seed)
+    module = (
+        registry.get(job.strategy).module(case, "eager").to(device=case.device, dtype=compute_dtype(case)).to(dtype)
+    )
+
+    def cast(t: Tensor | None) -> Tensor | None:
+        return t if t is None or not t.is_floating_point() else t.detach().to(dtype).requires_grad_(t.requires_grad)
+
+    cast_inputs = Inputs(cast(inputs.image), cast(inputs.text), inputs.image_mask, inputs.text_mask)
+    return Subject(module.train(case.mode == "fwd_bwd"), cast_inputs, case.mode == "fwd_bwd")
+
+
+def first(inputs: Inputs, samples: int) -> Inputs:
+    """The first ``samples`` of the batch, as leaves of their own."""
+
+    def head(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.detach()[:samples].requires_grad_(t.requires_grad)
+
+    return Inputs(*(head(t) for t in inputs.args()))
+
+
+def closed_form(job: Job, impl: str, counted_flops: int | None) -> Costs:
+    """What the job must cost, at the sizes of its dtype."""
+    case = job.case
+    cost, itemsize = registry.get(job.strategy).costs(case, impl), compute_dtype(case).itemsize
+    return Costs(
+        flops=cost.flops + (cost.backward_flops if case.mode == "fwd_bwd" else 0),
+        params=cost.params,
+        min_bytes=cost.min_bytes(itemsize, 1 if case.dtype == "int8" else itemsize),
+        activation_bytes=cost.activation_bytes(itemsize),
+        counted_flops=counted_flops,
+    )
+
+
+def resolve(job: Job) -> tuple[Backend, str | None, str | None]:
+    """(backend, impl, reason): the impl that serves the job, or the reason why none does."""
+    strategy, backend = registry.get(job.strategy), backends.get(job.backend)
+    return backend, backend.impl_for(strategy), backends.refusal(strategy, backend, job.case)

@@ -1,0 +1,140 @@
+"""Measure jobs inside a process of its own: each request comes through a pipe and leaves as one record."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+
+import msgspec
+import torch
+
+from . import registry
+from .meters import flops, memory, time
+from .record import Record, Status, encode_record
+from .spec import Budget, Case, Job
+from .subject import build, closed_form, resolve
+from .verify import check
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What the runner sends."""
+
+    job: Job
+    budget: Budget
+
+
+@dataclass
+class Interrupt:
+    """Whether the user asked to stop; told by SIGINT, read by the timer between two samples."""
+
+    asked: bool = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+@dataclass
+class Phases:
+    """Which step runs now, and how long each one took."""
+
+    current: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def enter(self, name: str) -> Iterator[None]:
+        self.current, start = name, perf_counter()
+        yield
+        self.seconds[name] = perf_counter() - start
+
+
+def serve(pipe: Connection, plugins: Sequence[str] = ()) -> None:
+    """Answer requests with records until the other side closes the pipe."""
+    interrupt = Interrupt()
+    signal.signal(signal.SIGINT, interrupt.note)
+    for plugin in plugins:
+        registry.load_plugin(Path(plugin))
+    while True:
+        try:
+            request = msgspec.json.decode(pipe.recv_bytes(), type=Request)
+        except EOFError:
+            return
+        pipe.send_bytes(encode_record(measure(request.job, request.budget, interrupt)))
+
+
+def measure(job: Job, budget: Budget, interrupt: Interrupt | None = None) -> Record:
+    """Run one job and return its record; a failure of the job is a record, not an exception."""
+    phases, started, start = Phases(), datetime.now(UTC), perf_counter()
+    try:
+        found = _measure(job, budget, phases, interrupt or Interrupt())
+    except Exception as error:
+        traceback.print_exc()
+        status, reason = _classify(error)
+        found = Record(job=job, status=status, reason=reason, phase="" if status == "skipped" else phases.current)
+    return msgspec.structs.replace(
+        found,
+        source=registry.get(job.strategy).source,
+        started_at=started.isoformat(timespec="milliseconds"),
+        wall_s=perf_counter() - start,
+        phases_s=phases.seconds,
+    )
+
+
+def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> Record:
+    backend, impl, reason = resolve(job)
+    if impl is None or reason is not None:
+        return Record(job=job, status="skipped", reason=reason or "")
+    device = _set_up(job.case, budget)
+    with torch.set_grad_enabled(job.case.mode == "fwd_bwd"), backend.context():
+        with phases.enter("build"):
+            subject = build(job, impl, backend, budget.seed)
+        with phases.enter("accuracy"):
+            errors, problem = check(job, subject, budget)
+        if problem is not None:
+            return Record(job=job, status="wrong", reason=problem, phase="accuracy", accuracy=errors)
+        with phases.enter("time"):
+            timing = time.measure(subject.call, budget, device, lambda: interrupt.asked)
+        with phases.enter("memory"):
+            used, kernels = memory.measure(subject.call, device, subject.resting_bytes)
+        with phases.enter("flops"):
+            counted = flops.count_flops(subject.call).flops if backend.counts_flops else None
+    costs = closed_form(job, impl, counted)
+    differs = counted is not None and counted != costs.flops
+    note = f"FlopCounterMode counts {counted} FLOPs, the closed form says {costs.flops}"
+    return Record(
+        job=job,
+        status="ok",
+        time=timing,
+        memory=used,
+        accuracy=errors,
+        costs=costs,
+        kernels=kernels,
+        notes=(note,) if differs else (),
+    )
+
+
+def _set_up(case: Case, budget: Budget) -> torch.device:
+    torch.set_num_threads(budget.threads)
+    device = torch.device(case.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high" if case.dtype == "tf32" else "highest")
+    return device
+
+
+def _classify(error: Exception) -> tuple[Status, str]:
+    """The status and the one-line reason that an exception stands for."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return "oom", text
+    if any(words in str(error) for words in ("No available kernel", "No viable backend")):
+        return "skipped", text
+    return "error", text

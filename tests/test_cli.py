@@ -1,0 +1,257 @@
+"""The command line as a user meets it: verbs, messages, exit codes, interruptions."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from fusionbench import store
+from fusionbench.cli import main
+
+PLUGIN = str(Path(__file__).with_name("faulty.py"))
+TINY = """
+title = "Tiny"
+question = "Does it run?"
+[budget]
+measure_s = 0.02
+warmup_s = 0.0
+min_samples = 6
+max_samples = 20
+[[sweep]]
+strategies = ["cross_attention", "concat_attention"]
+backends = ["eager", "sdpa", "triton"]
+image = [7]
+text = [3, 5]
+image_width = [16]
+text_width = [8]
+width = [16]
+heads = [2]
+"""
+SLOW = TINY.replace("image_width", "projectors = ['identity']\nimage_width").replace(
+    'strategies = ["cross_attention", "concat_attention"]', 'strategies = ["slow"]'
+).replace("text_width = [8]", "text_width = [16]").replace("text = [3, 5]", f"text = {list(range(1, 41))}")  # fmt: skip
+
+
+def call(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command line run in this process."""
+    monkeypatch.setattr(sys, "argv", ["fusionbench", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def fusionbench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return lambda *arguments: call(*arguments, capsys=capsys, monkeypatch=monkeypatch)
+
+
+def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """The command line in a process and a process group of its own."""
+    command = [sys.executable, "-m", "fusionbench", *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def records_in(folder: Path, wanted: int, timeout_s: float = 60) -> Path:
+    """Wait until a run below ``folder`` has at least ``wanted`` measured records; returns the run."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for run in folder.glob("*/"):
+            if (run / "manifest.json").exists() and sum(r.status == "ok" for r in store.read(run).records) >= wanted:
+                return run
+        time.sleep(0.05)
+    raise AssertionError(f"no run with {wanted} records after {timeout_s} s")
+
+
+def test_a_run_is_measured_shown_exported_and_reported(fusionbench, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = fusionbench("run", "tiny.toml", "--report")
+    assert code == 0
+    assert "8 to measure on cpu" in err
+    assert "4: kernel not available here" in err
+    assert "[8/8]" in err
+    run = next((tmp_path / "results" / "runs").iterdir())
+    assert out.rstrip().endswith(f"report: results/runs/{run.name}/report.html")
+    assert {record.status for record in store.read(run).records} == {"ok", "skipped"}
+
+    code, out, _ = fusionbench("show")
+    assert code == 0
+    assert "cross_attention" in out
+    assert "kernel not available here" in out
+
+    code, out, _ = fusionbench("show", str(run), "--csv", "t.csv", "--json", "t.json", "--parquet", "t.parquet")
+    assert (code, out.split()) == (0, ["t.csv", "t.json", "t.parquet"])
+    assert (
+        len(pd.read_csv("t.csv"))
+        == len(pd.read_parquet("t.parquet"))
+        == len(json.loads(Path("t.json").read_text()))
+        == 12
+    )
+
+    code, out, _ = fusionbench("report", str(run), "-o", "page.html")
+    assert (code, out) == (0, "page.html\n")
+    assert Path("page.html").stat().st_size > 1_000_000
+
+
+def test_the_same_command_again_starts_a_new_run_once_the_last_is_complete(fusionbench, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    arguments = ("run", "tiny.toml", "--only", "text=3", "--only", "backends=eager", "-q")
+    fusionbench(*arguments)
+    fusionbench(*arguments)
+    assert len(list((tmp_path / "results" / "runs").iterdir())) == 2
+
+
+def test_failed_jobs_leave_with_3_and_a_command_that_runs_each_again(fusionbench, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    Path("faulty.toml").write_text(SLOW.replace('"slow"', '"fine", "raises"').replace(str(list(range(1, 41))), "[2]"))
+    code, out, _ = fusionbench("run", "faulty.toml", "--plugin", PLUGIN)
+    assert code == 3
+    assert "ValueError: the cat is out" in out
+    again = re.search(r"fusionbench (run .*raises/eager\S*)", out.replace("\n    ", " "))
+    assert again
+    code, out, err = fusionbench(*again[1].split())
+    assert code == 3
+    assert "1 to measure" in err
+    assert "ValueError: the cat is out" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "smok"), "fusionbench: no suite named 'smok'; did you mean 'smoke'?"),
+        (("run", "no/such.toml"), "fusionbench: no/such.toml: no such suite file (shipped suites: backends, batch,"),
+        (
+            ("run", "smoke", "--only", "dtype=bf16"),
+            "fusionbench: --only: no axis named 'dtype'; did you mean 'dtypes'?",
+        ),
+        (("run", "smoke", "--only", "dtypes=bf61"), "fusionbench: --only: suite 'smoke' has no dtypes 'bf61'"),
+        (("run", "smoke", "--only", "dtypes"), "fusionbench: --only 'dtypes' is not of the form AXIS=VALUE,VALUE"),
+        (("run", "smoke", "--job", "x/y"), "fusionbench: suite 'smoke' has no job 'x/y' (see: fusionbench plan smoke)"),
+        (("run", "tiny.toml", "--plugin", "no.py"), "fusionbench: plugin 'no.py' is not a file"),
+        (("run", "tiny.toml", "--measure-s", "-1"), "fusionbench: --measure-s: expected `float` > 0.0"),
+        (("show",), "fusionbench: no run in 'results/runs' yet; measure one with: fusionbench run smoke"),
+        (("show", "nowhere"), "fusionbench: no run at 'nowhere'; give a run folder or a .jsonl shard"),
+        (("list", "strategy"), "'strategy' is not one of 'strategies', 'backends', 'suites'"),
+        (("rn",), "No such command 'rn'"),
+    ],
+)
+def test_bad_input_is_one_line_with_the_remedy(fusionbench, arguments: tuple[str, ...], message: str) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = fusionbench(*arguments)
+    assert code in (2, 6) if arguments == ("show", "nowhere") else code == 2
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("what", ["strategies", "backends", "suites"])
+def test_what_there_is_can_be_listed_for_people_and_scripts(fusionbench, what: str) -> None:  # type: ignore[no-untyped-def]
+    code, text, _ = fusionbench("list", what)
+    assert code == 0
+    _, out, _ = fusionbench("list", what, "--json")
+    rows = json.loads(out)
+    assert all(row["name"] in text and row["summary"] for row in rows)
+
+
+def test_a_plan_names_every_job_and_every_skip(fusionbench) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = fusionbench("plan", "tiny.toml")
+    assert out.startswith("Tiny: 8 jobs, 4 skipped")
+    assert "4 skipped: kernel not available here" in out
+    _, out, _ = fusionbench("plan", "tiny.toml", "--json")
+    plan = json.loads(out)
+    assert (plan["cases"], len(plan["jobs"]), len(plan["skips"])) == (12, 8, 4)
+    assert plan["jobs"][0]["case"]["shape"]["image"] == 7
+    _, out, _ = fusionbench("plan", "tiny.toml", "--count", "--only", "text=3")
+    assert out == "6\n"
+
+
+def test_a_run_where_nothing_can_be_measured_is_no_success(fusionbench) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = fusionbench("run", "tiny.toml", "--only", "backends=triton")
+    assert code == 5
+    assert "nothing was measured: every job was skipped" in err
+
+
+def test_a_damaged_line_is_reported_and_the_rest_read(fusionbench, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    fusionbench("run", "tiny.toml", "-q")
+    (shard,) = (tmp_path / "results" / "runs").glob("*/shards/*.jsonl")
+    lines = shard.read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3][:50] + b"#" + lines[3][51:]
+    shard.write_bytes(b"".join(lines))
+    code, out, _ = fusionbench("show")
+    assert code == 6
+    assert "cross_attention" in out
+    assert f"{shard.name}:4" in out
+
+
+def test_ctrl_c_saves_what_is_finished_and_the_printed_command_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "slow.toml").write_text(SLOW)
+    process = started("run", "slow.toml", "--plugin", PLUGIN, "--results", "r", cwd=tmp_path)
+    run = records_in(tmp_path / "r", 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everybody in the group gets it
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "SIGINT: finishing the running sample; once more to stop at once" in err
+    assert f"Go on with: fusionbench resume r/{run.name}" in err
+    before = {record.job.key for record in store.read(run).records if record.status == "ok"}
+    assert 2 <= len(before) < 40
+
+    again = started("resume", f"r/{run.name}", "--retry-failed", "-q", cwd=tmp_path)
+    records_in(tmp_path / "r", len(before) + 2)
+    os.kill(again.pid, signal.SIGINT)
+    time.sleep(0.1)
+    os.kill(again.pid, signal.SIGINT)  # twice: at once
+    begun = time.monotonic()
+    again.communicate(timeout=60)
+    assert time.monotonic() - begun < 10
+    assert again.returncode == 130
+    found = store.read(run)
+    assert found.duplicates == 0
+    assert before < {record.job.key for record in found.records if record.status == "ok"}
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_sigkill_of_the_runner_loses_no_finished_record_and_leaves_no_process(tmp_path: Path, moment: int) -> None:
+    (tmp_path / "slow.toml").write_text(SLOW)
+    process = started("run", "slow.toml", "--plugin", PLUGIN, "--results", "r", cwd=tmp_path)
+    run = records_in(tmp_path / "r", 1 + moment)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    _, err = process.communicate(timeout=10)
+    said = len(re.findall(r"^\[\d+/40\]", err, re.MULTILINE))
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    found = store.read(run)
+    assert not found.damaged
+    assert sum(record.status == "ok" for record in found.records) >= max(said, 1 + moment)
+
+
+def test_without_a_terminal_there_are_plain_lines_without_colour(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    environment = {**os.environ, "FORCE_COLOR": "", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fusionbench", "run", "tiny.toml", "--only", "backends=eager"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "\r" not in done.stderr
+    assert len(re.findall(r"^\[\d/4\] ", done.stderr, re.MULTILINE)) == 4
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m fusionbench plan lengths --head 0 | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("Sequence lengths:")
+    assert done.stderr == ""

@@ -1,0 +1,139 @@
+"""Meters: what they report for calls whose time, memory and error are known."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time as clock
+
+import pytest
+import torch
+
+from fusionbench.meters import accuracy, memory, time
+from fusionbench.record import Deviation
+from fusionbench.spec import Budget
+
+CPU = torch.device("cpu")
+QUICK = Budget(measure_s=0.1, warmup_s=0.0, min_samples=6, max_samples=50)
+
+
+def never() -> bool:
+    return False
+
+
+def test_a_call_of_known_length_is_timed_at_that_length() -> None:
+    timing = time.measure(lambda: clock.sleep(0.003), QUICK, CPU, never)
+    ordered = sorted(sample / timing.loops for sample in timing.samples_ns)
+    # sleep() never returns early; how late it returns is the kernel's business, so the bound above is generous.
+    assert ordered[0] >= 3.0e6
+    assert ordered[len(ordered) // 2] < 30e6
+
+
+def test_a_short_call_is_looped_until_the_clock_no_longer_matters() -> None:
+    timing = time.measure(lambda: None, QUICK, CPU, never)
+    assert timing.loops > 100
+    assert min(timing.samples_ns) > time.MIN_SAMPLE_NS / 4
+
+
+def test_sampling_stops_when_the_median_is_known() -> None:
+    loose = Budget(measure_s=60, warmup_s=0.0, min_samples=6, max_samples=10_000, ci=0.99)
+    timing = time.measure(lambda: clock.sleep(0.001), loose, CPU, never)
+    assert timing.stop == "precise"
+    assert len(timing.samples_ns) == 6
+
+
+@pytest.mark.parametrize(
+    ("budget", "stop"),
+    [
+        (Budget(measure_s=0.02, warmup_s=0.0, min_samples=6, max_samples=10_000, ci=1e-9), "budget"),
+        (Budget(measure_s=60, warmup_s=0.0, min_samples=6, max_samples=8, ci=1e-9), "samples"),
+    ],
+)
+def test_the_timing_says_why_it_stopped(budget: Budget, stop: str) -> None:
+    timing = time.measure(lambda: clock.sleep(0.001), budget, CPU, never)
+    assert timing.stop == stop
+    assert len(timing.samples_ns) >= budget.min_samples
+
+
+def test_an_interruption_ends_the_sampling_after_the_running_sample() -> None:
+    timing = time.measure(lambda: clock.sleep(0.001), Budget(measure_s=60), CPU, lambda: True)
+    assert timing.stop == "interrupted"
+    assert len(timing.samples_ns) == 1
+
+
+def test_the_collector_is_off_while_sampling_and_on_again_after() -> None:
+    seen = []
+    time.measure(lambda: seen.append(gc.isenabled()), QUICK, CPU, never)
+    assert seen[-1] is False
+    assert gc.isenabled()
+
+
+def test_waiting_for_a_core_is_recorded_where_linux_tells() -> None:
+    timing = time.measure(lambda: clock.sleep(0.001), QUICK, CPU, never)
+    assert len(timing.run_delay_ns) in (0, len(timing.samples_ns))
+    assert all(delay >= 0 for delay in timing.run_delay_ns)
+
+
+def test_peak_memory_is_exact() -> None:
+    def three_live_tensors() -> None:
+        a = torch.empty(2**20, dtype=torch.float32)
+        b = torch.empty(2**20, dtype=torch.float32)
+        del a
+        c = torch.empty(2**20, dtype=torch.float32)
+        d = torch.empty(2**20, dtype=torch.float32)
+        del b, c, d
+
+    used, _ = memory.measure(three_live_tensors, CPU, resting_bytes=7)
+    assert used.peak_bytes == 3 * 4 * 2**20
+    assert used.resting_bytes == 7
+
+
+def test_the_kernel_that_really_ran_is_named() -> None:
+    q = torch.randn(1, 2, 5, 8)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert memory.trace(lambda: attention(q, q, q))[1] == ("_scaled_dot_product_flash_attention_for_cpu",)
+    masked = torch.ones(5, 5).requires_grad_()
+    assert "_scaled_dot_product_attention_math" in memory.trace(lambda: attention(q, q, q, masked))[1]
+
+
+def tensors(*values: float) -> list[torch.Tensor]:
+    return [torch.tensor(values, dtype=torch.float64)]
+
+
+def test_deviation_is_what_it_says() -> None:
+    found = accuracy.deviation(tensors(1.0, 2.5), tensors(1.0, 2.0))
+    assert (found.max_abs, found.mean_abs) == (0.5, 0.25)
+    assert found.rel_l2 == pytest.approx(0.5 / math.sqrt(5))
+    assert accuracy.deviation(tensors(0.0), tensors(0.0)) == Deviation(
+        max_abs=0.0, mean_abs=0.0, rel_l2=0.0, cosine=1.0
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_result_that_is_not_finite_is_wrong(bad: float) -> None:
+    found = accuracy.deviation(tensors(1.0, bad), tensors(1.0, 2.0))
+    assert found.max_abs is None
+    reason = accuracy.verdict(found, accuracy.deviation(tensors(1.0), tensors(1.0)), tensors(1.0, 2.0), 2**-24, 2.0)
+    assert reason == "not finite where the reference is"
+
+
+def test_twice_the_error_of_eager_passes_and_more_does_not() -> None:
+    truth = tensors(1.0, 1.0)
+    yardstick = accuracy.deviation(tensors(1.01, 1.01), truth)
+    for error, right in ((0.0199, True), (0.0202, False)):
+        result = accuracy.deviation(tensors(1 + error, 1 + error), truth)
+        assert (accuracy.verdict(result, yardstick, truth, 0.0, 2.0) is None) is right
+
+
+def test_where_eager_is_exact_one_rounding_is_allowed() -> None:
+    truth, exact = tensors(1.0, 0.5), accuracy.deviation(tensors(1.0, 0.5), tensors(1.0, 0.5))
+    unit = accuracy.rounding(torch.float32)
+    near = accuracy.deviation(tensors(1 + unit / 2, 0.5), truth)
+    far = accuracy.deviation(tensors(1 + 2 * unit, 0.5), truth)
+    assert accuracy.verdict(near, exact, truth, unit, 2.0) is None
+    assert accuracy.verdict(far, exact, truth, unit, 2.0) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_rounding_unit_is_half_the_machine_epsilon(dtype: torch.dtype) -> None:
+    assert accuracy.rounding(dtype) == torch.finfo(dtype).eps / 2

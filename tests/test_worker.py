@@ -1,0 +1,105 @@
+"""The worker's side of a job: every backend, dtype and mode comes back as a complete and right record."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from fusionbench.record import decode_record, encode_record
+from fusionbench.registry import strategies
+from fusionbench.spec import Budget, Case, Dtype, Job, Mode, Shape
+from fusionbench.worker import measure
+
+BUDGET = Budget(measure_s=0.02, warmup_s=0.0, min_samples=6, max_samples=10)
+# image_width 48 = 3 x 4 x 4 is a patch that `early` can take
+SHAPE = Shape(batch=2, image=7, text=5, image_width=48, text_width=24, width=16, heads=2)
+
+
+def job(strategy: str, backend: str, dtype: Dtype = "fp32", mode: Mode = "fwd", padding: float = 0.0) -> Job:
+    case = Case(shape=SHAPE, dtype=dtype, mode=mode, padding=padding)
+    if strategy == "concat":
+        shape = Shape(batch=2, image=7, text=5, image_width=16, text_width=16, width=16, heads=2)
+        case = Case(shape=shape, dtype=dtype, mode=mode, padding=padding, projector="identity")
+    return Job(strategy=strategy, backend=backend, case=case)
+
+
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
+@pytest.mark.parametrize("name", sorted(strategies()))
+def test_every_strategy_is_measured_whole(name: str, mode: Mode) -> None:
+    backend = "sdpa" if "sdpa" in strategies()[name].impls else "eager"
+    record = measure(job(name, backend, mode=mode, padding=0.5), BUDGET)
+    if strategies()[name].refusal(record.job.case):
+        assert record.status == "skipped"
+        return
+    assert (record.status, record.reason, record.notes) == ("ok", "", ())
+    assert record.time
+    assert record.memory
+    assert record.accuracy
+    assert record.costs
+    assert record.costs.counted_flops == record.costs.flops
+    assert len(record.time.samples_ns) >= BUDGET.min_samples
+    assert record.accuracy.reference == "fp64"
+    assert (record.accuracy.gradient is not None) == (mode == "fwd_bwd")
+    assert record.source == strategies()[name].source
+    assert set(record.phases_s) == {"build", "accuracy", "time", "memory", "flops"}
+    assert decode_record(encode_record(record)) == record
+
+
+@pytest.mark.parametrize(
+    ("backend", "kernel"),
+    [
+        ("eager", None),
+        ("sdpa", "_scaled_dot_product_flash_attention_for_cpu"),
+        ("sdpa-flash", "_scaled_dot_product_flash_attention_for_cpu"),
+        ("sdpa-math", "_scaled_dot_product_attention_math"),
+    ],
+)
+def test_a_backend_runs_the_kernel_it_names(backend: str, kernel: str | None) -> None:
+    record = measure(job("cross_attention", backend), BUDGET)
+    assert record.status == "ok"
+    assert record.kernels == ((kernel,) if kernel else ())
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_precision_is_no_worse_than_eager_allows(dtype: Dtype) -> None:
+    record = measure(job("co_attention", "sdpa", dtype, "fwd_bwd"), BUDGET)
+    assert record.status == "ok"
+    assert record.accuracy
+    assert record.accuracy.output.rel_l2
+    assert 1e-5 < record.accuracy.output.rel_l2 < 0.1
+
+
+def test_int8_is_judged_by_the_suites_thresholds() -> None:
+    right = measure(job("cross_attention", "int8", "int8"), BUDGET)
+    assert right.status == "ok"
+    assert "_int_mm" in right.kernels
+    assert right.costs
+    assert right.costs.counted_flops == right.costs.flops
+    strict = Budget(measure_s=0.02, warmup_s=0.0, int8_rel_l2=1e-6)
+    wrong = measure(job("cross_attention", "int8", "int8"), strict)
+    assert (wrong.status, wrong.phase, wrong.time) == ("wrong", "accuracy", None)
+    assert "above the suite's int8_rel_l2 1e-06" in wrong.reason
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler; the refusal is tested in test_backends"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")
+def test_compiled_backends_are_measured_with_their_compile_time() -> None:
+    for backend in ("compile", "flex"):
+        record = measure(job("cross_attention", backend, padding=0.5), BUDGET)
+        assert (record.status, record.reason) == ("ok", "")
+        assert record.costs
+        assert record.costs.counted_flops is None
+        assert record.phases_s["accuracy"] > 0.05
+
+
+def test_a_job_that_makes_no_sense_comes_back_as_a_skip() -> None:
+    record = measure(job("cross_attention", "triton"), BUDGET)
+    assert (record.status, record.reason) == ("skipped", "kernel not available here")
+
+
+def test_the_same_seed_gives_the_same_errors() -> None:
+    first, second = (measure(job("mid", "sdpa"), BUDGET) for _ in range(2))
+    assert first.accuracy == second.accuracy

@@ -40,7 +40,7 @@ def test_the_page_names_no_other_file_and_forbids_the_network(tmp_path: Path) ->
 
 def test_text_from_results_is_in_the_file_only_as_packed_data(tmp_path: Path) -> None:
     table = frame(hostile_records(), hostile_environments())
-    path = page.write(tmp_path / "r.html", table, hostile_environments(), TEXTS, title=TEXTS[0], suite=TEXTS[1])
+    path = page.write(tmp_path / "r.html", table, hostile_environments(), TEXTS, title=TEXTS[0], command=TEXTS[1])
     html = path.read_text("utf-8")
     for text in TEXTS:
         assert text not in html

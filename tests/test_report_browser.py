@@ -43,7 +43,7 @@ def report(folder: Path, name: str, items: list[Record], **options: Any) -> Path
 
 @pytest.fixture
 def visit(started: Any, folder: Path) -> Iterator[Visit]:
-    opened = Visit(started, report(folder, "large", records(5000), suite="s.toml"))
+    opened = Visit(started, report(folder, "large", records(5000), command="fusionbench run s.toml"))
     yield opened
     assert opened.trouble == []
     opened.context.close()
@@ -225,7 +225,7 @@ def test_hostile_text_stays_inert(started: Any, folder: Path, by: str) -> None:
         environments,
         list(TEXTS),
         title=TEXTS[0],
-        suite=TEXTS[1],
+        command=TEXTS[1],
     )
     bad = Visit(started, path, f"#by={by}")
     assert TEXTS[0] in bad.page.title()

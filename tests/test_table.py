@@ -11,7 +11,8 @@ from rich.console import Console
 
 from fusionbench.record import Environment, Record
 from fusionbench.report.frame import frame
-from fusionbench.report.table import reproduce, show
+from fusionbench.report.table import show
+from fusionbench.spec import Case, Job, Shape
 from tests.hostile import hostile_environments, hostile_records
 from tests.synthetic import ENVIRONMENTS, records, smoke
 
@@ -21,7 +22,7 @@ def printed(
 ) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=False, color_system=None)
-    parts = show(frame(items, environments), environments, width=width, command=reproduce("s.toml"), **options)
+    parts = show(frame(items, environments), environments, width=width, command="fusionbench run s.toml", **options)
     console.print(parts, crop=False)
     return out.getvalue()
 
@@ -76,7 +77,11 @@ def test_hostile_text_reaches_the_terminal_without_control_characters() -> None:
 
 
 def test_a_key_with_shell_characters_is_quoted() -> None:
-    assert reproduce("my suite.toml")("a;rm -rf/b") == "fusionbench run 'my suite.toml' --job 'a;rm -rf/b'"
+    case = Case(shape=Shape(batch=1, image=1, text=1, image_width=1, text_width=1, width=1, heads=1))
+    failed = Record(job=Job(strategy="a;rm -rf", backend="b", case=case), status="error", reason="r")
+    key = shlex.quote(failed.job.key)
+    assert key.startswith("'a;rm")
+    assert f"fusionbench run s.toml --job {key}" in printed([failed], environments={})
 
 
 def test_no_records_say_so() -> None:

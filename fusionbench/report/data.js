@@ -152,7 +152,7 @@ const plain = (text) => cut(String(text), 80).replace(/&/g, "&amp;").replace(/</
 const quote = (text) => (/^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\"'\"'")}'`);
 
 const jobKey = (row) => `${value("strategy", row)}/${value("backend", row)}/${value("case", row)}`;
-const command = (row) => `fusionbench run ${quote(D.suite)} --job ${quote(jobKey(row))}`;
+const command = (row) => `${D.command} --job ${quote(jobKey(row))}`;
 const shapeName = (row) => `${thousands(value("image", row))} image × ${thousands(value("text", row))} text tokens`;
 
 const mainCondition = (row) => [value("dtype", row), value("device", row), value("mode", row) === "fwd" ? "forward" : "forward + backward"];

@@ -47,12 +47,12 @@ def write(
     problems: Sequence[str] = (),
     *,
     title: str = "fusionbench",
-    suite: str = "SUITE",
+    command: str = "fusionbench run SUITE",
 ) -> Path:
-    """Write the page for ``frame`` to ``path``; ``suite`` is what the reproduce commands name."""
+    """Write the page for ``frame`` to ``path``; ``command`` is what runs its suite again."""
     shown = latest(frame)
     payload = {
-        "suite": printable(suite, _LONGEST),
+        "command": printable(command, _LONGEST),
         "superseded": len(frame) - len(shown),
         "rows": len(shown),
         "columns": _columns(shown),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from rich.cells import cell_len
@@ -16,16 +16,10 @@ from ..errors import printable
 from ..record import FAILED, Environment
 from .rank import latest, ranked
 
-Command = Callable[[str], str]
 Column = tuple[str, bool, list[Text]]  # heading, right-aligned, cells; the first columns are the last to go
 
 _GAP = 2
 _NAME_WIDTH = 40
-
-
-def reproduce(suite: str) -> Command:
-    """How to run one job of ``suite`` again, as a line for a POSIX shell."""
-    return lambda key: f"fusionbench run {shlex.quote(suite)} --job {shlex.quote(key)}"
 
 
 def show(
@@ -34,15 +28,16 @@ def show(
     problems: Sequence[str] = (),
     *,
     width: int,
-    command: Command,
+    command: str,
     groups: int = 12,
+    rows: int = 12,
 ) -> Group:
-    """Everything about one run, at most ``width`` columns wide.
+    """Everything about one run, at most ``width`` columns wide; ``command`` is what runs its suite again.
 
     Commands alone may be longer, so that they can be copied: print with ``crop=False``.
     """
     parts = [
-        *best(frame, width=width, groups=groups),
+        *best(frame, width=width, groups=groups, rows=rows),
         *failures(frame, command, width=width),
         *skips(frame, width=width),
         *machines(environments, width=width),
@@ -59,19 +54,19 @@ def best(frame: pd.DataFrame, *, width: int, groups: int = 12, rows: int = 12) -
     for number, group in ranks[ranks["group"] < groups].groupby("group", sort=True):
         parts += [_gap() if number else Text(), *_heading(group.iloc[0], several, width)]
         parts.append(_fit(_ranking(group.head(rows)), width))
-        parts += _more(len(group) - rows, "candidates", width)
+        parts += _more(len(group) - rows, "candidates", "--rows", width)
     left = int(ranks["group"].max()) + 1 - groups if len(ranks) else 0
-    return parts + _more(left, "shapes and conditions", width, "--shapes N, or ")
+    return parts + _more(left, "shapes and conditions", "--groups", width)
 
 
 def _gap() -> Text:
     return Text("")
 
 
-def _more(count: int, what: str, width: int, option: str = "") -> list[RenderableType]:
+def _more(count: int, what: str, option: str, width: int) -> list[RenderableType]:
     if count <= 0:
         return []
-    return [_line(f"… {count:,} more {what} (see them with {option}`fusionbench report`)", width)]
+    return [_line(f"… {count:,} more {what} (see them with {option} N, or in the page of `fusionbench report`)", width)]
 
 
 def _line(text: str, width: int, style: str = "dim", indent: int = 0) -> Text:
@@ -148,7 +143,7 @@ def _fit(columns: list[Column], width: int) -> Table:
 
 
 def failures(
-    frame: pd.DataFrame, command: Command, *, width: int, groups: int = 12, each: int = 2
+    frame: pd.DataFrame, command: str, *, width: int, groups: int = 12, each: int = 20
 ) -> list[RenderableType]:
     """Failed jobs with the same end are told together, each with the command that repeats it."""
     failed = latest(frame)
@@ -163,9 +158,9 @@ def failures(
         jobs = kinds.get_group(kind)["key"].tolist()
         where = f" in {phase}" if phase else ""
         parts.append(_line(f"{status}{where}, {len(jobs):,} {_jobs(jobs)}: {reason}", width, ""))
-        parts += [_whole(command(key)) for key in jobs[:each]]
+        parts += [_whole(f"{command} --job {shlex.quote(key)}") for key in jobs[:each]]
         parts += [_line(f"… and {len(jobs) - each:,} more like it", width, indent=4)] if len(jobs) > each else []
-    return parts + _more(len(largest) - groups, "kinds of failure", width)
+    return parts + _more(len(largest) - groups, "kinds of failure", "--groups", width)
 
 
 def _jobs(items: Sequence[object]) -> str:
@@ -187,7 +182,7 @@ def skips(frame: pd.DataFrame, *, width: int, reasons: int = 12) -> list[Rendera
     for reason, count in counts[:reasons].items():
         number = f"{count:,}".rjust(digits) + "  "
         parts.append(Text(number, no_wrap=True).append_text(_line(str(reason), width - len(number), "")))
-    return parts + _more(len(counts) - reasons, "reasons", width)
+    return parts + _more(len(counts) - reasons, "reasons", "--groups", width)
 
 
 def machines(environments: Mapping[str, Environment], *, width: int) -> list[RenderableType]:

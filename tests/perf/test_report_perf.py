@@ -13,7 +13,7 @@ from fusionbench.export import seal, to_csv, unseal
 from fusionbench.record import Record
 from fusionbench.report import page
 from fusionbench.report.frame import frame
-from fusionbench.report.table import reproduce, show
+from fusionbench.report.table import show
 from tests.browser import Visit, browser, chromium
 from tests.synthetic import ENVIRONMENTS, records
 
@@ -38,7 +38,7 @@ def test_frame(benchmark: BenchmarkFixture, items: list[Record]) -> None:
 def test_show(benchmark: BenchmarkFixture, items: list[Record]) -> None:
     def run() -> str:
         console = Console(file=io.StringIO(), width=100)
-        console.print(show(frame(items, ENVIRONMENTS), ENVIRONMENTS, width=100, command=reproduce("s.toml")))
+        console.print(show(frame(items, ENVIRONMENTS), ENVIRONMENTS, width=100, command="fusionbench run s.toml"))
         return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
     assert "940 failed" in benchmark.pedantic(run, rounds=3)

@@ -141,9 +141,15 @@ def _measured(job: Job, rng: random.Random, common: dict[str, str]) -> Record:
             warmup_calls=5,
             threads=1,
         ),
-        memory=Memory(peak_bytes=peak, resting_bytes=12 * s.width**2, meter="cuda_allocator"),
+        memory=Memory(
+            peak_bytes=peak,
+            resting_bytes=12 * s.width**2,
+            meter="cuda_allocator" if case.device == "cuda" else "cpu_profiler",
+        ),
         energy=Energy(joules=3.5, calls=100, window_s=0.5, meter="nvml") if rng.random() < 0.1 else None,
-        accuracy=Accuracy(reference="fp64", samples=1, output=_deviation(error), yardstick=_deviation(error * 0.9)),
+        accuracy=Accuracy(
+            reference="fp64", samples=s.batch, output=_deviation(error), yardstick=_deviation(error * 0.9)
+        ),
         costs=Costs(
             flops=flops * mode,
             params=int(linear * 12 * s.width**2),

@@ -52,7 +52,7 @@ _deviation = st.builds(Deviation, **{n: st.none() | _float for n in Deviation.__
 _integers = st.lists(_int, max_size=8).map(tuple)
 _counts = dict.fromkeys(("loops", "first_call_ns", "warmup_calls", "threads"), _int)
 _timing = st.builds(Timing, samples_ns=_integers, run_delay_ns=_integers, **_counts)
-_accuracy = st.builds(Accuracy, output=_deviation, yardstick=_deviation, gradient=st.none() | _deviation)
+_accuracy = st.builds(Accuracy, samples=_int, output=_deviation, yardstick=_deviation, gradient=st.none() | _deviation)
 _record = st.builds(
     Record,
     job=st.builds(Job, strategy=_name, backend=_name, case=_case),

@@ -33,7 +33,7 @@ def test_a_row_holds_medians_per_call_and_what_follows_from_them() -> None:
         status="ok",
         time=timing(2_000_000, 4_000_000, 6_000_000, loops=2, delay=(0, 0, 3_000_000)),
         memory=Memory(peak_bytes=3 * 2**20, resting_bytes=7, meter="cpu_profiler"),
-        accuracy=Accuracy(reference="fp64", samples=1, output=error, yardstick=error),
+        accuracy=Accuracy(reference="fp64", samples=2, output=error, yardstick=error),
         costs=Costs(flops=2_000_000_000, params=1, min_bytes=2, activation_bytes=3),
         kernels=("aten::a", "aten::b"),
         environment="h100-a",

@@ -67,7 +67,7 @@ function lengthTicks(lengths) {
 function logTicks(values, write) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const decades = Math.log10(high / low);
-  const steps = decades < 0.7 ? [1, 1.5, 2, 3, 4, 5, 7] : decades < 3 ? [1, 2, 5] : [1];
+  const steps = decades < 0.5 ? [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8] : decades < 1.3 ? [1, 2, 3, 5, 7] : decades < 3 ? [1, 2, 5] : [1];
   const skip = decades > 8 ? 2 : 1;
   const vals = [];
   for (let e = Math.floor(Math.log10(low)) - 1; e <= Math.ceil(Math.log10(high)); e++) {
@@ -79,7 +79,7 @@ function logTicks(values, write) {
 
 const round = (v) => Number(v.toPrecision(3));
 const tickTime = (ms) => (ms < 1 ? `${round(ms * 1000)} µs` : ms < 1000 ? `${round(ms)} ms` : `${round(ms / 1000)} s`);
-const tickMib = (m) => (m < 1 ? `${round(m * 1024)} KiB` : m < 1024 ? `${round(m)} MiB` : `${round(m / 1024)} GiB`);
+const tickMib = (m) => (m < 0.1 ? `${round(m * 1024)} KiB` : m < 1024 ? `${round(m)} MiB` : `${round(m / 1024)} GiB`);
 const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 const superscript = (n) => (n < 0 ? "⁻" : "") + [...String(Math.abs(n))].map((d) => SUPERSCRIPT[d]).join("");
 function tickError(v) {
@@ -138,64 +138,61 @@ function groupBy(items, key) {
   return groups;
 }
 
-function medianOf(values) {
-  const sorted = [...values].sort((a, b) => a - b);
-  const half = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+// The shapes along one curve: the other length, or the ratio of both, stays as in the chosen shape.
+function curve(cells, shape, axis) {
+  if (axis !== "total") {
+    const other = axis === "text" ? "image" : "text";
+    return { cells: cells.filter((c) => c.ranked.length && c[other] === shape[other]), fixed: `${other} fixed at ${thousands(shape[other])} tokens` };
+  }
+  const ratioOf = (c) => Math.log(c.image / c.text);
+  return { cells: cells.filter((c) => c.ranked.length && Math.abs(ratioOf(c) - ratioOf(shape)) < 0.01), fixed: `image : text fixed at ${round(shape.image / shape.text)} : 1` };
 }
 
+const AXES = { text: "text tokens", image: "image tokens", total: "image + text tokens" };
+
 async function drawLatency(view) {
-  const card = $("#latency");
+  $("#latency").hidden = !view.curves;
+  if (!view.curves) return;
   const { axis, by } = view;
-  card.hidden = view.lengths < 2;
-  if (card.hidden) return;
+  const { cells, fixed } = curve(view.cells, view.shape, axis);
+  if (cells.length < 2) {
+    section("latency", { summary: `Only one length was timed with ${fixed}: choose another shape or length.`, empty: true });
+    return;
+  }
   const lengthOf = (row) => (axis === "total" ? value("image", row) + value("text", row) : value(axis, row));
-  const { cells, fixed } = curve(view);
   const rows = cells.flatMap((c) => c.ranked);
   const lengths = rows.map(lengthOf);
-  if (new Set(lengths).size < 1) { section("latency", { summary: "Nothing was timed here under these filters.", empty: true }); return; }
   const groups = [...groupBy(rows, (row) => candidate(row, by)).values()];
   const traces = groups.map((members) => {
     const { name, strategy, backend } = seriesOf(members[0], by);
-    const points = [...groupBy(members, lengthOf)].sort((a, b) => a[0] - b[0]).map(([x, at]) => ({
-      x, row: at[0], several: at.length,
-      y: medianOf(at.map((r) => number("median_ms", r))), low: medianOf(at.map((r) => number("low_ms", r))), high: medianOf(at.map((r) => number("high_ms", r))),
-    }));
+    const points = [...members].sort((a, b) => lengthOf(a) - lengthOf(b));
+    const ms = (what) => points.map((row) => number(what, row));
     return {
-      type: "scatter", mode: "lines+markers", name: plain(name), x: points.map((p) => p.x), y: points.map((p) => p.y),
-      error_y: { type: "data", symmetric: false, array: points.map((p) => p.high - p.y), arrayminus: points.map((p) => p.y - p.low), thickness: 1, width: 3, color: colourOf(strategy) },
+      type: "scatter", mode: "lines+markers", name: plain(name), x: points.map(lengthOf), y: ms("median_ms"),
+      error_y: { type: "data", symmetric: false, array: points.map((r) => number("high_ms", r) - number("median_ms", r)),
+        arrayminus: points.map((r) => number("median_ms", r) - number("low_ms", r)), thickness: 1, width: 3, color: colourOf(strategy) },
       line: { color: colourOf(strategy), width: 2, dash: by === "strategy" ? "solid" : dashOf(backend) },
       marker: { symbol: symbolOf(strategy), size: 8, color: colourOf(strategy) },
-      text: points.map((p) => (p.several > 1 ? `<b>${plain(name)}</b><br>${thousands(p.x)} tokens, ${p.several} shapes<br>${duration(p.y)}` : hover(p.row))), hovertemplate: "%{text}<extra></extra>",
+      text: points.map(hover), hovertemplate: "%{text}<extra></extra>",
     };
   });
   const ys = rows.map((row) => number("median_ms", row));
-  const top = Math.max(...lengths);
-  const last = cells.filter((c) => c.ranked.length && lengthOf(c.first) === top)[0];
-  const [least, most] = [Math.min(...lengths), top];
-  const growth = last && least !== most ? slope(groups, lengthOf, last.ranked[0], by) : null;
-  const summary = `From ${thousands(least)} to ${thousands(most)} ${axis === "total" ? "tokens" : `${axis} tokens`}${fixed}. ${sentence(verdict(last))}`
-    + (growth === null ? "" : ` The fastest’s time grows as length to the power ${growth.toFixed(2)} over the last step.`);
-  const several = new Set(cells.map((c) => lengthOf(c.first))).size < cells.length;
-  const chart = section("latency", { summary, caption: "Both axes are logarithmic; bars are 95 % intervals."
-    + (several ? " Where several shapes have the same total, the point is the median over them." : "")
-    + (by === "strategy" ? " Each point is the strategy’s fastest backend at that length." : "") });
+  const [least, most] = [Math.min(...lengths), Math.max(...lengths)];
+  const last = cells.find((c) => lengthOf(c.first) === most);
+  const growth = slope(groups, lengthOf, last.ranked[0], by);
+  const chart = section("latency", {
+    summary: `From ${thousands(least)} to ${thousands(most)} ${AXES[axis]}, ${fixed}. At the longest: ${sentence(verdict(last))}`
+      + (growth === null ? "" : ` The fastest’s time grows as length to the power ${growth.toFixed(2)} over the last step.`),
+    caption: `Both axes are logarithmic; bars are 95 % intervals.${by === "strategy" ? " Each point is the strategy’s fastest backend at that length." : ""}`,
+  });
   await Plotly.react(chart, traces, layout({
-    xaxis: { type: "log", title: { text: { text: "text tokens", image: "image tokens", total: "image + text tokens" }[axis] }, range: logRange(lengths, 0.04), ...lengthTicks(lengths) },
+    xaxis: { type: "log", title: { text: AXES[axis] }, range: logRange(lengths, 0.04), ...lengthTicks(lengths) },
     yaxis: { type: "log", range: logRange(ys), ...logTicks(ys, tickTime) },
   }), CONFIG);
-  legend("latency", groups.map((members) => { const s = seriesOf(members[0], by); return { mark: icon(s.strategy, by === "strategy" ? 0 : s.backend), name: s.name }; }));
-}
-
-// The shapes along one curve: the other length, or the ratio of both, stays as in the chosen shape.
-function curve({ cells, shape, axis }) {
-  if (axis !== "total") {
-    const other = axis === "text" ? "image" : "text";
-    return { cells: cells.filter((c) => c[other] === shape[other]), fixed: `, ${other} fixed at ${thousands(shape[other])} tokens` };
-  }
-  const alike = cells.filter((c) => Math.abs(Math.log(c.image / c.text) - Math.log(shape.image / shape.text)) < 0.01);
-  if (new Set(alike.filter((c) => c.ranked.length).map((c) => c.image)).size < 2) return { cells, fixed: ", all shapes" };
-  return { cells: alike, fixed: `, image : text fixed at ${round(shape.image / shape.text)} : 1` };
+  legend("latency", groups.map((members) => {
+    const s = seriesOf(members[0], by);
+    return { mark: icon(s.strategy, by === "strategy" ? 0 : s.backend), name: s.name };
+  }));
 }
 
 function slope(groups, lengthOf, row, by) {
@@ -247,9 +244,10 @@ function drawWinners(view, pick) {
   const at = new Map(view.cells.map((c) => [`${c.image},${c.text}`, c]));
   const timed = view.cells.filter((c) => c.ranked.length);
   const clear = timed.filter((c) => !c.ties.length && c.ranked.length > 1);
+  const alone = timed.filter((c) => c.ranked.length === 1).length;
   const wins = [...groupBy(clear, (c) => candidate(c.ranked[0], view.by)).values()].sort((a, b) => b.length - a.length);
   const tally = wins.slice(0, 3).map((g) => `${seriesOf(g[0].ranked[0], view.by).name} ${g.length}`).join(", ");
-  const summary = `${plural(timed.length, "shape")} timed. Clear winners: ${tally || "none"}${wins.length > 3 ? " …" : ""}. No clear winner at ${timed.length - clear.length}.`;
+  const summary = `${plural(timed.length, "shape")} timed. Clear winners: ${tally || "none"}${wins.length > 3 ? " …" : ""}. No clear winner at ${timed.length - clear.length - alone}${alone ? `; a single candidate at ${alone}` : ""}.`;
   section("winners", { summary, caption: "Cells name the fastest and how far the next one is behind it; “≈” where their intervals overlap. Select a cell to rank its candidates." });
   const head = node("tr", {}, node("th", { class: "corner", scope: "col" }, node("span", {}, "image ↓  text →")), ...texts.map((t) => node("th", { scope: "col" }, thousands(t))));
   const body = images.map((image) => node("tr", {}, node("th", { scope: "row" }, thousands(image)), ...texts.map((text) => winnerCell(at.get(`${image},${text}`), view, pick))));
@@ -308,16 +306,21 @@ async function drawError(view) {
   const dtypes = DTYPES.filter((d) => worst.has(d)).concat([...worst.keys()].filter((d) => !DTYPES.includes(d)));
   if (!dtypes.length) { section("error", { summary: "No error was measured under these filters.", empty: true }); return; }
   const order = [...new Set(dtypes.flatMap((d) => [...worst.get(d).keys()]))].sort((a, b) => a - b);
-  const place = (d, who) => dtypes.indexOf(d) + (order.length > 1 ? (order.indexOf(who) / (order.length - 1) - 0.5) * 0.72 : 0);
+  const step = Math.min(0.12, 0.72 / Math.max(1, order.length - 1));
+  const place = (d, who) => {
+    const here = order.filter((other) => worst.get(d).has(other));
+    return dtypes.indexOf(d) + (here.indexOf(who) - (here.length - 1) / 2) * step;
+  };
   const points = dtypes.flatMap((d) => [...worst.get(d)].map(([who, row]) => ({ x: place(d, who), row, error: number("rel_l2", row), yard: number("yardstick_rel_l2", row) })));
   const positive = points.flatMap((p) => [p.error, p.yard]).filter((v) => v > 0);
   const floor = (positive.length ? Math.min(...positive) : 1e-8) / 4;
   const exact = points.filter((p) => p.error === 0).length;
   const summary = dtypes.map((d) => {
     const errors = [...worst.get(d).values()].map((r) => number("rel_l2", r));
-    return `${d}: ${small(Math.min(...errors))} to ${small(Math.max(...errors))}`;
+    const [low, high] = [small(Math.min(...errors)), small(Math.max(...errors))];
+    return low === high ? `${d}: ${low}` : `${d}: ${low} to ${high}`;
   }).join("; ") + " (worst relative L2 error of each candidate over the shapes shown).";
-  const chart = section("error", { summary, caption: "Against a reference in higher precision. The short grey line is eager PyTorch in the same dtype on the same job."
+  const chart = section("error", { summary, caption: "Against a reference in higher precision. The short grey line is the yardstick: eager PyTorch on the same job."
     + (exact ? ` ${plural(exact, "exact result")} (error 0) drawn at the lower edge.` : "") });
   const at = (v) => Math.max(v, floor);
   const dense = order.length * dtypes.length * (innerWidth < 600 ? 3 : 1) > 96;
@@ -334,5 +337,5 @@ async function drawError(view) {
     xaxis: { tickvals: dtypes.map((_, i) => i), ticktext: dtypes.map(plain), range: [-0.5, dtypes.length - 0.5], showgrid: false, ticks: "" },
     yaxis: { type: "log", title: { text: innerWidth < 600 ? "" : "relative L2 error" }, range: logRange(ys), ...logTicks(ys, tickError) },
   }), CONFIG);
-  legend("error", [...groups.map(([s, members]) => ({ mark: icon(s), name: value("strategy", members[0].row) })), { mark: node("span", { class: "yard" }), name: "eager PyTorch, same dtype" }]);
+  legend("error", [...groups.map(([s, members]) => ({ mark: icon(s), name: value("strategy", members[0].row) })), { mark: node("span", { class: "yard" }), name: "eager PyTorch (yardstick)" }]);
 }

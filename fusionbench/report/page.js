@@ -42,7 +42,7 @@ function drawFacets(counts) {
       return node("button", { type: "button", class: "chip", "data-chip": `${name}=${values[c]}`, "aria-pressed": String(on), disabled: !on && counts[name][c] === 0, onclick: () => toggle(name, String(values[c])) },
         mark, breakable(name === "environment" ? environmentName(values[c]) : label), node("span", { class: "count" }, thousands(counts[name][c])));
     });
-    return node("fieldset", { class: "facet", "data-facet": name }, node("legend", {}, LABELS[name]), node("div", { class: "chips" }, ...chips));
+    return node("fieldset", { class: "facet", "data-facet": name }, node("legend", {}, LABELS[name]), node("div", { class: chips.length > 40 ? "chips many" : "chips" }, ...chips));
   }));
   if (held) [...box.querySelectorAll(".chip")].find((chip) => chip.dataset.chip === held)?.focus({ preventScroll: true });
 }
@@ -74,14 +74,13 @@ function look(rows) {
   const condition = conditions.find((c) => names.get(c.id) === state.condition) || conditions[0];
   const cells = condition ? [...condition.cells].sort((a, b) => a.image - b.image || a.text - b.text) : [];
   const shape = cells.find((c) => shapeId(c) === state.shape) || (condition ? condition.main : null);
-  const distinct = (name) => new Set(cells.filter((c) => c.ranked.length).map((c) => c[name])).size;
-  const axis = state.axis || (distinct("text") >= distinct("image") ? "text" : "image");
-  const lengths = Math.max(distinct("text"), distinct("image"));
+  const longest = Object.keys(AXES).map((axis) => [axis, shape ? curve(cells, shape, axis).cells.length : 0]).sort((a, b) => b[1] - a[1])[0];
+  const axis = state.axis || longest[0];
   fill($("#condition"), conditions.slice(0, 500).map((c) => [names.get(c.id), names.get(c.id)]), condition ? names.get(condition.id) : "");
   fill($("#shape"), cells.map((c) => [shapeId(c), `${thousands(c.image)} × ${thousands(c.text)}`]), shape ? shapeId(shape) : "");
   $("#axis").value = axis;
   $("#by").value = state.by;
-  return { rows, conditions, condition, cells, shape, axis, lengths, by: state.by };
+  return { rows, conditions, condition, cells, shape, axis, curves: longest[1] > 1, by: state.by };
 }
 
 function drawAnswer(view) {
@@ -97,7 +96,7 @@ function drawAnswer(view) {
     const margin = second === undefined ? "alone" : c.main.ties.length ? `≈ ${cut(candidateName(second), 50)}` : `${times(ratio(winner, second).value)} ahead of ${cut(candidateName(second), 50)}`;
     return node("tr", {}, node("th", { scope: "row" }, node("button", { type: "button", class: "link", onclick: () => { state.condition = conditionName(c.first); state.shape = null; update(); } }, mainCondition(c.first).join(" · ")), node("div", { class: "fine" }, otherConditions(c.first).join(" · "))),
       node("td", { class: "soft" }, `${thousands(c.main.image)} × ${thousands(c.main.text)}`),
-      node("td", {}, node("span", { class: "who" }, icon(code("strategy", winner)), node("bdi", {}, cut(candidateName(winner), 50)))), node("td", { class: "right" }, duration(number("median_ms", winner))), node("td", { class: "soft" }, node("bdi", {}, margin)));
+      node("td", {}, node("span", { class: "who" }, icon(code("strategy", winner)), node("bdi", {}, cut(candidateName(winner), 50)))), node("td", { class: "right" }, duration(number("median_ms", winner))), node("td", { class: "soft wrap" }, node("bdi", {}, margin)));
   });
   box.replaceChildren(node("table", { class: "plain" }, node("thead", {}, node("tr", {}, ...["Condition", "Image × text", "Fastest", "Median", "Margin"].map((t) => node("th", { scope: "col", class: t === "Median" ? "right" : "" }, t)))), node("tbody", {}, ...lines)));
 }
@@ -157,14 +156,15 @@ function update() {
   drawFailures(rows);
   drawSkips(rows);
   showTable(rows, state);
-  const first = drawing.then(() => (view.lengths > 1 ? drawLatency(view) : drawRanking(view)));
+  $("#latency").hidden = !view.curves;
+  const first = drawing.then(() => (view.curves ? drawLatency(view) : drawRanking(view)));
   drawing = first.then(() => drawCharts(view));
   return first;
 }
 
 // The browser paints and answers between two charts.
 async function drawCharts(view) {
-  for (const draw of [drawLatency, drawRanking, drawMemory, drawError].slice(view.lengths > 1 ? 1 : 0)) {
+  for (const draw of [drawLatency, drawRanking, drawMemory, drawError].slice(view.curves ? 1 : 0)) {
     await new Promise((go) => setTimeout(go));
     if (view !== current) return;
     await draw(view);

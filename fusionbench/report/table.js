@@ -32,7 +32,13 @@ function tableRows(rows, state) {
   const hits = textHits(state.find.toLowerCase().split(/\s+/).filter(Boolean));
   let kept = hits ? rows.filter((row) => hits.every((columns) => columns.some(([codes, hit]) => codes[row] >= 0 && hit[codes[row]]))) : rows.slice();
   const column = COLUMNS.find((c) => c.name === state.sort);
-  return column ? sortRows(kept, column, state.descending) : kept;
+  return column ? sortRows(kept, column, state.descending) : measuredFirst(kept);
+}
+
+function measuredFirst(rows) {
+  const skipped = D.columns.status.values.indexOf("skipped"), codes = D.columns.status.codes;
+  const place = (row) => (isOk(row) ? 0 : codes[row] === skipped ? 2 : 1);
+  return Int32Array.from([0, 1, 2].flatMap((wanted) => Array.from(rows.filter((row) => place(row) === wanted))));
 }
 
 // Sorting works on one number per row: texts get the rank of their dictionary entry. What is missing comes last.

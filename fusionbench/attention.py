@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +53,13 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @functools.cache
-def compiled_flex() -> Callable[..., Any]:
+def compiled_flex() -> Callable[..., Tensor]:
     """flex_attention under torch.compile, which it needs in order not to write the scores to memory."""
     # Without fullgraph the ninth shape of a process runs uncompiled, with a warning at most; with it, it raises.
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    return compiled
 
 
 _IMPLS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {

@@ -116,7 +116,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, mask: Mask = None) -> Tensor:
         q, k, v = (split_heads(y, self.heads) for y in (self.q(x), self.k(context), self.v(context)))
-        return self.out(merge_heads(attend(q, k, v, self.impl, mask)))
+        attended: Tensor = self.out(merge_heads(attend(q, k, v, self.impl, mask)))
+        return attended
 
 
 def attention_cost(
@@ -145,7 +146,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(nn.functional.gelu(self.up(x)))
+        y: Tensor = self.down(nn.functional.gelu(self.up(x)))
+        return y
 
 
 def feed_forward_cost(rows: int, width: int, ratio: int) -> Cost:
@@ -188,7 +190,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Mask = None) -> Tensor:
         queries = self.norm(x)
         x = x + self.attention(queries, queries if context is None else self.context_norm(context), mask)
-        return self.ffn(x)
+        y: Tensor = self.ffn(x)
+        return y
 
 
 def layer_cost(

@@ -47,4 +47,6 @@ class ConcatAttention(nn.Module):
         if image is None and text is None:
             raise MissingModalityError("concat_attention needs at least one modality")
         image, text = self.project(image, text)
-        return self.encoder(join(image, text), join_masks(image, text, image_mask, text_mask))
+        mask = join_masks(image, text, image_mask, text_mask)
+        fused: Tensor = self.encoder(join(image, text), mask)
+        return fused

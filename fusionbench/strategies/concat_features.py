@@ -49,4 +49,5 @@ class ConcatFeatures(nn.Module):
         image, text = self.project(image, text)
         image = None if image is None else pool(image, image_mask)
         text = None if text is None else pool(text, text_mask)
-        return self.mlp(join_features(image, text, self.widths))
+        fused: Tensor = self.mlp(join_features(image, text, self.widths))
+        return fused

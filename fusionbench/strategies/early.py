@@ -104,7 +104,9 @@ class Early(nn.Module):
             raise MissingModalityError("early needs at least one modality")
         image = None if image is None else self._typed(self.patches(image), 0)
         text = None if text is None else self._typed(self.words(text), 1)
-        return self.encoder(join(image, text), join_masks(image, text, image_mask, text_mask))
+        mask = join_masks(image, text, image_mask, text_mask)
+        fused: Tensor = self.encoder(join(image, text), mask)
+        return fused
 
     def _typed(self, tokens: Tensor, modality: int) -> Tensor:
         return tokens if self.types is None else tokens + self.types[modality]

@@ -43,7 +43,8 @@ class Level(nn.Module):
         text = None if text is None else self.text_layer(text, None, text_mask)
         if image is None or text is None:
             return image, text
-        return self.exchange(image, text, image_mask, text_mask)
+        exchanged: tuple[Tensor | None, Tensor | None] = self.exchange(image, text, image_mask, text_mask)
+        return exchanged
 
 
 @strategy("hierarchical", impls=ATTENTION_IMPLS, cost=cost)

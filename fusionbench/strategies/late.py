@@ -50,8 +50,8 @@ class Weighted(nn.Module):
     def forward(self, logits: Sequence[Tensor]) -> Tensor:
         if len(logits) == 1:
             return logits[0]
-        image, text = self.weights.softmax(dim=0)
-        return image * logits[0] + text * logits[1]
+        weights: Tensor = self.weights.softmax(dim=0)
+        return weights[0] * logits[0] + weights[1] * logits[1]
 
 
 class Heads(nn.Module):
@@ -76,7 +76,8 @@ class ConcatHead(nn.Module):
         self.head = nn.Linear(sum(self.widths), CLASSES)
 
     def forward(self, image: Tensor | None, text: Tensor | None) -> Tensor:
-        return self.head(join_features(image, text, self.widths))
+        logits: Tensor = self.head(join_features(image, text, self.widths))
+        return logits
 
 
 class Similarity(nn.Module):
@@ -98,7 +99,8 @@ class Similarity(nn.Module):
 def unit(x: Tensor) -> Tensor:
     """Vectors [B, D] scaled to length 1; the zero vector, which pooling no tokens gives, stays what it is."""
     # eps and not F.normalize's 1e-12, which is 0 in fp16 and makes gradients of 1e12 elsewhere
-    return x / x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).eps)
+    length: Tensor = x.norm(dim=-1, keepdim=True)
+    return x / length.clamp(min=torch.finfo(x.dtype).eps)
 
 
 def heads_cost(case: Case, kept: int = 0, params: int = 0) -> Cost:
@@ -188,4 +190,5 @@ class Late(nn.Module):
         image, text = self.project(image, text)
         image = None if image is None else pool(self.image_encoder(image, image_mask), image_mask)
         text = None if text is None else pool(self.text_encoder(text, text_mask), text_mask)
-        return self.combine(image, text)
+        verdict: Tensor = self.combine(image, text)
+        return verdict

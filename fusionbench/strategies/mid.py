@@ -52,4 +52,6 @@ class Mid(nn.Module):
         image, text = self.project(image, text)
         image = None if image is None else self.image_encoder(image, image_mask)
         text = None if text is None else self.text_encoder(text, text_mask)
-        return self.joint_encoder(join(image, text), join_masks(image, text, image_mask, text_mask))
+        mask = join_masks(image, text, image_mask, text_mask)
+        fused: Tensor = self.joint_encoder(join(image, text), mask)
+        return fused

@@ -253,7 +253,7 @@ def _execute(prepared: Launch, console: Console, *, report: bool, quiet: bool) -
     if not quiet:
         console.print(outline_box(outline))
     again = f"fusionbench resume {prepared.folder}"
-    with Display(console, outline.jobs, again, quiet) as display:
+    with Display(console, outline.jobs, quiet) as display:
         outcome = launches.execute(prepared, local.run, display)
     from . import store
 

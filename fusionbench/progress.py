@@ -102,7 +102,6 @@ class Display:
 
     console: Console
     total: int
-    resume: str  # the command that goes on after an interruption
     quiet: bool = False
     done: int = 0
     failed: int = 0

@@ -124,8 +124,11 @@ def _set_up(case: Case, budget: Budget) -> torch.device:
     torch.set_num_threads(budget.threads)
     device = torch.device(case.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        # cuDNN's convolutions use tf32 by default: an fp32 row would not be one.
         torch.set_float32_matmul_precision("high" if case.dtype == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = case.dtype == "tf32"
     return device
 
 

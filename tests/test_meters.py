@@ -137,3 +137,31 @@ def test_where_eager_is_exact_one_rounding_is_allowed() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_rounding_unit_is_half_the_machine_epsilon(dtype: torch.dtype) -> None:
     assert accuracy.rounding(dtype) == torch.finfo(dtype).eps / 2
+
+
+def test_on_cuda_the_cache_is_flushed_outside_the_events_and_the_host_waits_once_per_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: list[str] = []
+
+    class Event:
+        def record(self) -> None:
+            log.append("event")
+
+        def elapsed_time(self, other: Event) -> float:
+            return 1.5
+
+    class Cache:
+        def zero_(self) -> None:
+            log.append("flush")
+
+    monkeypatch.setattr(time, "_event", Event)
+    monkeypatch.setattr(time, "flush_buffer", lambda device: Cache())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("wait"))
+    budget = Budget(measure_s=60, warmup_s=0.0, min_samples=6, max_samples=6, ci=1e-9)
+    timing = time.measure(lambda: log.append("call"), budget, torch.device("cuda"), never)
+    assert (timing.timer, timing.cache, timing.loops) == ("cuda_event", "cold", 1)
+    assert timing.samples_ns == (1_500_000,) * 6
+    assert timing.run_delay_ns == ()
+    assert log[:6] == ["call", "wait"] * 3  # the first call and the warm-up
+    assert log[6:] == ["flush", "event", "call", "event"] * time.CUDA_BATCH + ["wait"]

@@ -223,11 +223,13 @@ async function drawRanking(view) {
   const scaled = (values) => values.map((v) => v * unit);
   const shift = log ? Math.log10(unit) : 0;
   await Plotly.react(chart, [{
-    type: "scatter", mode: "markers+text", x: scaled(ms("median_ms")), y: shown.map((_, i) => i),
+    type: "scatter", mode: "markers", x: scaled(ms("median_ms")), y: shown.map((_, i) => i),
     error_x: { type: "data", symmetric: false, array: shown.map((r) => unit * (number("high_ms", r) - number("median_ms", r))), arrayminus: shown.map((r) => unit * (number("median_ms", r) - number("low_ms", r))), thickness: 2, width: 0, color: css("--soft") },
     marker: { size: 10, symbol: shown.map((row) => symbolOf(code("strategy", row)) + (tied.has(row) ? "-open" : "")), color: shown.map((row) => colourOf(code("strategy", row))), line: { width: 2, color: shown.map((row) => colourOf(code("strategy", row))) } },
-    text: ratios.map((r) => (r ? `   ${r}` : "")), textposition: "middle right", textfont: { color: css("--soft"), size: 12 }, cliponaxis: false,
     hovertext: shown.map(hover), hovertemplate: "%{hovertext}<extra></extra>",
+  }, { // the ratios, beyond the end of each bar
+    type: "scatter", mode: "text", x: scaled(ms("high_ms")), y: shown.map((_, i) => i), hoverinfo: "skip",
+    text: ratios.map((r) => (r ? `   ${r}` : "")), textposition: "middle right", textfont: { color: css("--soft"), size: 12 }, cliponaxis: false,
   }], layout({
     xaxis: { type: log ? "log" : "linear", title: { text: `median latency, ${unit === 1000 ? "µs" : "ms"}${log ? ", logarithmic" : ""}` },
       range: log ? range.map((v) => v + shift) : range.map((v) => v * unit), ...(log ? logTicks(scaled(many), (v) => thousands(round(v))) : { nticks: 7 }) },

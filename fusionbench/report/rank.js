@@ -42,7 +42,7 @@ function ratio(winner, other) {
   };
 }
 
-const times = (v) => `${v < 10 ? v.toFixed(2) : v < 100 ? v.toFixed(1) : thousands(Math.round(v))} ×`;
+const times = (v) => `${v < 10 ? v.toFixed(2) : v < 100 ? v.toFixed(1) : thousands(Math.round(v))}\u00a0×`;
 
 // Conditions by how much was timed in them; the shape that speaks for one has the most candidates, then the most tokens.
 function summariseConditions(cells) {

@@ -20,7 +20,7 @@ STATUSES: tuple[str, ...] = get_args(Status)
 FAILED: tuple[Status, ...] = ("wrong", "error", "oom", "crash", "timeout")
 
 
-class Timing(Struct, frozen=True, kw_only=True):
+class Timing(Struct, frozen=True, kw_only=True, gc=False):
     """Raw samples of one timer. A sample is ``loops`` calls long; ``run_delay_ns`` is the time that the
     sample's threads spent waiting for a core (empty where the kernel does not say)."""
 
@@ -35,7 +35,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     threads: int
 
 
-class Memory(Struct, frozen=True, kw_only=True):
+class Memory(Struct, frozen=True, kw_only=True, gc=False):
     """Peak bytes above what rests: the inputs and the weights."""
 
     peak_bytes: int
@@ -43,7 +43,7 @@ class Memory(Struct, frozen=True, kw_only=True):
     meter: Literal["cuda_allocator", "cpu_profiler"]
 
 
-class Energy(Struct, frozen=True, kw_only=True):
+class Energy(Struct, frozen=True, kw_only=True, gc=False):
     """Energy over a window of back-to-back calls."""
 
     joules: float
@@ -52,7 +52,7 @@ class Energy(Struct, frozen=True, kw_only=True):
     meter: Literal["nvml", "rapl"]
 
 
-class Deviation(Struct, frozen=True, kw_only=True):
+class Deviation(Struct, frozen=True, kw_only=True, gc=False):
     """How far a tensor is from the reference; None where it is not finite."""
 
     max_abs: float | None
@@ -61,7 +61,7 @@ class Deviation(Struct, frozen=True, kw_only=True):
     cosine: float | None
 
 
-class Accuracy(Struct, frozen=True, kw_only=True):
+class Accuracy(Struct, frozen=True, kw_only=True, gc=False):
     """Errors against the reference, beside those of eager PyTorch in the same dtype (the yardstick)."""
 
     reference: Literal["fp64", "fp32"]
@@ -72,7 +72,7 @@ class Accuracy(Struct, frozen=True, kw_only=True):
     gradient_yardstick: Deviation | None = None
 
 
-class Costs(Struct, frozen=True, kw_only=True):
+class Costs(Struct, frozen=True, kw_only=True, gc=False):
     """The closed-form cost of the job, at the sizes of its dtype. FLOPs are those of the whole mode."""
 
     flops: int
@@ -82,7 +82,7 @@ class Costs(Struct, frozen=True, kw_only=True):
     counted_flops: int | None = None  # by FlopCounterMode; None where it cannot see (compiled code)
 
 
-class Record(Struct, frozen=True, kw_only=True):
+class Record(Struct, frozen=True, kw_only=True, gc=False):
     """One job, once: its outcome and everything measured on the way. A failure is a record too."""
 
     job: Job
@@ -108,7 +108,7 @@ class Record(Struct, frozen=True, kw_only=True):
         return (self.job.key, self.source, self.environment)
 
 
-class Environment(Struct, frozen=True, kw_only=True):
+class Environment(Struct, frozen=True, kw_only=True, gc=False):
     """Who measured: the facts that decide whether two timings may be compared, and those that say when and where."""
 
     id: str
@@ -132,12 +132,12 @@ class Environment(Struct, frozen=True, kw_only=True):
     fusionbench: str = ""
 
 
-class RecordLine(Struct, frozen=True, kw_only=True, tag="record", tag_field="kind"):
+class RecordLine(Struct, frozen=True, kw_only=True, gc=False, tag="record", tag_field="kind"):
     v: int
     record: Record
 
 
-class EnvironmentLine(Struct, frozen=True, kw_only=True, tag="environment", tag_field="kind"):
+class EnvironmentLine(Struct, frozen=True, kw_only=True, gc=False, tag="environment", tag_field="kind"):
     v: int
     environment: Environment
 

@@ -107,7 +107,7 @@ def strategy(
     """
 
     def register(cls: Built) -> Built:
-        first_line = (inspect.getdoc(cls) or "").partition("\n")[0]
+        first_line = (inspect.getdoc(cls) or "").partition("\n")[0].replace("``", "")
         entries: dict[str, dict[str, Any]] = {name: {}}
         entries |= {f"{name}:{suffix}": dict(options) for suffix, options in (variants or {}).items()}
         for full_name, options in entries.items():

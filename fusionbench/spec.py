@@ -28,7 +28,7 @@ Device = Annotated[str, Meta(pattern=DEVICE_PATTERN)]
 Fraction = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
 
-class Shape(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Shape(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
     """The sizes of one fusion problem: two token sequences that meet at one width.
 
     ``image`` [batch, image, image_width] and ``text`` [batch, text, text_width] are the inputs,
@@ -54,7 +54,7 @@ class Shape(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         )
 
 
-class Case(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Case(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
     """A shape together with the conditions under which it is measured.
 
     ``padding`` is the largest share of a sample's tokens that is padding; 0 means no mask at all.
@@ -75,7 +75,7 @@ class Case(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return f"{self.shape.key}/{front}/{self.dtype}/{self.device}/{self.mode}"
 
 
-class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Job(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
     """One measurement to make: a strategy (with its variant, ``late:vote``), a backend and a case."""
 
     strategy: Name
@@ -88,7 +88,7 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return f"{self.strategy}/{self.backend}/{self.case.key}"
 
 
-class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Budget(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
     """How long one job may take: sampling stops when the median is known, or at the end of the budget."""
 
     measure_s: Annotated[float, Meta(gt=0, le=3600)] = 0.5
@@ -103,7 +103,7 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     int8_cosine: Annotated[float, Meta(gt=0, lt=1)] = 0.99
 
 
-class Skip(Struct, frozen=True, kw_only=True):
+class Skip(Struct, frozen=True, kw_only=True, gc=False):
     """A job that makes no sense, with the reason in words."""
 
     job: Job

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from rich.console import Console
 
+from fusionbench import store, suite
 from fusionbench.export import seal, to_csv, unseal
 from fusionbench.record import Record
 from fusionbench.report import page
@@ -43,6 +47,36 @@ def test_show(benchmark: BenchmarkFixture, items: list[Record]) -> None:
 
     assert "940 failed" in benchmark.pedantic(run, rounds=3)
     assert slowest_s(benchmark) < 5
+
+
+@pytest.fixture(scope="module")
+def run_folder(items: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The records as a run on disk, written without waiting for the disk."""
+    chosen = suite.read("smoke")
+    manifest = store.new_manifest(suite_name=chosen.name, suite_hash=chosen.hash)
+    folder = store.create(tmp_path_factory.mktemp("runs"), manifest, chosen.text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        first, *others = ENVIRONMENTS.values()
+        with store.Writer(folder, first) as writer:
+            for item in (*others, *items):
+                writer.append(item)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("verb", "limit_s"), [(("show",), 5), (("report", "-o", "page.html"), 10)], ids=["show", "report"]
+)
+def test_the_whole_command_on_a_run_folder(
+    benchmark: BenchmarkFixture, run_folder: Path, tmp_path: Path, verb: tuple[str, ...], limit_s: int
+) -> None:
+    command = [sys.executable, "-m", "fusionbench", verb[0], str(run_folder), *verb[1:]]
+
+    def run() -> bytes:
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120).stdout
+
+    assert benchmark.pedantic(run, rounds=3)
+    assert float(benchmark.stats.stats.min) < limit_s
 
 
 def test_write_and_size(benchmark: BenchmarkFixture, items: list[Record], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import sys
@@ -372,8 +373,6 @@ def _command(found: Run) -> str:
 
 
 def _read(run: Path | None, results: Path) -> Run:
-    import gc
-
     from . import store
 
     gc.disable()  # this process reads, prints and ends: looking for cycles costs 1 of 5 s at 100,000 records
@@ -456,6 +455,7 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Entry point: errors that are meant for the user are one line and an exit code."""
+    collecting = gc.isenabled()
     try:
         app()
     except FusionbenchError as error:
@@ -466,3 +466,6 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has left; Python would complain at exit otherwise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    finally:
+        if collecting:
+            gc.enable()

@@ -31,7 +31,7 @@ lint: setup
 
 # On a machine with a CUDA device, from whatever Python has torch there: make gpu PYTHON=python3
 gpu:
-	$(PYTHON) -m pytest tests -m gpu
+	$(PYTHON) -m pytest tests/test_gpu.py tests/test_costs.py -m gpu
 	$(PYTHON) -m fusionbench run suites/smoke.toml --only devices=cuda --fresh
 
 clean:

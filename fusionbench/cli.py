@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from . import __version__
+from .collector import paused
 from .errors import FusionbenchError, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from .launch import Launch
-    from .record import Environment
-    from .runner import Outcome
     from .store import Run
 
-FAILED, NOTHING, DAMAGED, INTERRUPTED = 3, 5, 6, 130  # exit codes, see EPILOG
+NOTHING, DAMAGED, INTERRUPTED = 5, 6, 130  # exit codes, see EPILOG
 
 EPILOG = (
     "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 5 nothing to measure or show, "
@@ -61,7 +55,6 @@ RetryFailed = Annotated[bool, typer.Option(help="Measure jobs again that failed 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan, no progress; only results.")]
 
 DEFAULT_RESULTS = Path("results/runs")
-SEALED = "records.parquet"  # all facts of a finished run in one file, for pandas, DuckDB and for keeping
 
 
 def _version(wanted: bool) -> None:
@@ -160,8 +153,9 @@ def plan(
         })  # fmt: skip
         return
     from .progress import plan_listing
+    from .terminal import console
 
-    _console().print(plan_listing(chosen.title, jobs, skips, head or len(jobs)), soft_wrap=True)
+    console().print(plan_listing(chosen.title, jobs, skips, head or len(jobs)), soft_wrap=True)
 
 
 @app.command()
@@ -193,8 +187,9 @@ def run(
 
     local.start_server()
     from . import launch as launches
+    from . import session, terminal
 
-    console = _console(stderr=True)
+    out = terminal.console(stderr=True)
     prepared = launches.new(
         chosen,
         results,
@@ -206,9 +201,9 @@ def run(
         fresh=fresh,
         retry_failed=retry_failed,
         command=sys.argv,
-        warn=lambda problem: _note(console, problem),
+        warn=lambda problem: terminal.note(out, problem),
     )
-    _execute(prepared, console, report=report, quiet=quiet)
+    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet))
 
 
 @app.command()
@@ -226,67 +221,11 @@ def resume(
 
     local.start_server()
     from . import launch as launches
+    from . import session, terminal
 
-    console = _console(stderr=True)
-    prepared = launches.resume(run, retry_failed=retry_failed, warn=lambda problem: _note(console, problem))
-    _execute(prepared, console, report=report, quiet=quiet)
-
-
-def _execute(prepared: Launch, console: Console, *, report: bool, quiet: bool) -> NoReturn:
-    """Run what was prepared, show it, and leave with the exit code that says how it went."""
-    from . import launch as launches
-    from .engines import local
-    from .progress import Display, Outline, outline_box
-
-    counts = launches.tally(prepared)
-    suite = prepared.plan.suite
-    outline = Outline(
-        title=suite.title,
-        question=suite.question,
-        todo=counts.todo,
-        done=counts.done,
-        skips=counts.skips,
-        devices=counts.devices,
-        machine=_machine(prepared.environment),
-        folder=str(prepared.folder),
-        budget=prepared.budget,
-    )
-    if not quiet:
-        console.print(outline_box(outline))
-    again = f"fusionbench resume {prepared.folder}"
-    with Display(console, outline.jobs, quiet) as display:
-        outcome = launches.execute(prepared, local.run, display)
-    from . import store
-
-    finished = store.read(prepared.folder)
-    _print_run(finished)
-    if not outcome.signal:
-        from . import export
-
-        export.seal(finished.records, finished.environments, finished.path / SEALED)
-    if report:
-        typer.echo(f"report: {_write_report([finished], finished.path / 'report.html')}")
-    raise typer.Exit(_verdict(outcome, counts.done, again, console))
-
-
-def _verdict(outcome: Outcome, done: int, again: str, console: Console) -> int:
-    """The exit code of a run, with a line on what to do about it."""
-    from .record import FAILED as FAILURES
-
-    if outcome.signal:
-        _note(console, f"interrupted; everything finished is saved. Go on with: {again}")
-        return 128 + outcome.signal
-    if any(outcome.statuses[status] for status in FAILURES):
-        return FAILED
-    if not outcome.statuses["ok"] and not done:
-        _note(console, "nothing was measured: every job was skipped")
-        return NOTHING
-    return 0
-
-
-def _machine(environment: Environment) -> str:
-    parts = [environment.gpu, environment.cpu, f"{environment.cores} cores", f"torch {environment.torch}"]
-    return printable(", ".join(part for part in parts if part))
+    out = terminal.console(stderr=True)
+    prepared = launches.resume(run, retry_failed=retry_failed, warn=lambda problem: terminal.note(out, problem))
+    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet))
 
 
 @app.command()
@@ -300,26 +239,16 @@ def show(
     rows: Annotated[int, typer.Option(min=1, help="How many candidates to print for each of them.")] = 12,
 ) -> None:
     """Print a run as tables, or export it as CSV, JSON or Parquet."""
-    found = _read(run, results)
-    if csv or json or parquet:
-        _export(found, csv, json, parquet)
-    else:
-        _print_run(found, groups=groups, rows=rows)
+    from . import present
+
+    with paused():
+        found = present.read(run, results)
+        if csv or json or parquet:
+            for path in present.write_tables(found, csv, json, parquet):
+                typer.echo(str(path))
+        else:
+            present.print_tables(found, groups=groups, rows=rows)
     _leave_if_damaged(found)
-
-
-def _export(found: Run, csv: Path | None, json: Path | None, parquet: Path | None) -> None:
-    from . import export
-    from .report.frame import frame
-
-    table = frame(found.records, found.environments)
-    written = [
-        export.to_csv(table, csv) if csv else None,
-        export.to_json(found.records, json) if json else None,
-        export.to_parquet(table, parquet) if parquet else None,
-    ]
-    for path in filter(None, written):
-        typer.echo(str(path))
 
 
 @app.command()
@@ -331,81 +260,14 @@ def report(
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Write one offline HTML page with everything a run found."""
-    found = [_read(path, results) for path in runs] if runs else [_read(None, results)]
-    path = output or (found[0].path / "report.html" if found[0].path.is_dir() else Path("report.html"))
-    typer.echo(str(_write_report(found, path)))
+    from . import present
+
+    with paused():
+        found = [present.read(path, results) for path in runs] if runs else [present.read(None, results)]
+        path = output or (found[0].path / "report.html" if found[0].path.is_dir() else Path("report.html"))
+        typer.echo(str(present.write_page(found, path)))
     for each in found:
         _leave_if_damaged(each)
-
-
-def _write_report(runs: list[Run], path: Path) -> Path:
-    from .report import page
-    from .report.frame import frame
-
-    records = [record for each in runs for record in each.records]
-    environments = {key: value for each in runs for key, value in each.environments.items()}
-    problems = [problem for each in runs for problem in each.problems]
-    return page.write(
-        path,
-        frame(records, environments),
-        environments,
-        problems,
-        title=", ".join(_name(each) for each in runs),
-        command=_command(runs[0]),
-    )
-
-
-def _name(found: Run) -> str:
-    return found.manifest.id if found.manifest else found.path.name
-
-
-def _command(found: Run) -> str:
-    """The command that runs the suite of ``found`` again: a shipped one by name, another by the copy in the run."""
-    from .store import SUITE
-    from .suite import shipped
-
-    manifest = found.manifest
-    if manifest is None:
-        return "fusionbench run SUITE"
-    suite = manifest.suite_name if manifest.suite_name in shipped() else str(found.path / SUITE)
-    plugins = [argument for path in manifest.plugins for argument in ("--plugin", path)]
-    return shlex.join(["fusionbench", "run", suite, *plugins])
-
-
-def _read(run: Path | None, results: Path) -> Run:
-    from . import store
-
-    gc.disable()  # this process reads, prints and ends: looking for cycles costs 1 of 5 s at 100,000 records
-    if run is None:
-        run = next(iter(store.runs(results)), None)
-        if run is None:
-            raise FusionbenchError(f"no run in '{results}' yet; measure one with: fusionbench run smoke")
-    if run.suffix == ".parquet" and run.is_file():
-        from . import export
-
-        records, environments = export.unseal(run)
-        return store.Run(run, None, records, environments, torn=[], damage=[], duplicates=0)
-    return store.read(run)
-
-
-def _print_run(found: Run, *, groups: int = 12, rows: int = 12) -> None:
-    from .report.frame import frame
-    from .report.table import show
-
-    console = _console()
-    table = frame(found.records, found.environments)
-    console.print(
-        show(
-            table,
-            found.environments,
-            found.problems,
-            width=console.width,
-            command=_command(found),
-            groups=groups,
-            rows=rows,
-        ),
-        crop=False,
-    )
 
 
 def _leave_if_damaged(found: Run) -> None:
@@ -426,21 +288,6 @@ def _only(options: list[str] | None) -> dict[str, list[str]]:
     return narrowing
 
 
-def _console(*, stderr: bool = False) -> Console:
-    """A console that wraps nothing when its output is not a terminal, and honours NO_COLOR."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else 120
-    return Console(stderr=stderr, width=width, highlight=False, emoji=False)
-
-
-def _note(console: Console, text: str) -> None:
-    from rich.text import Text
-
-    console.print(Text(printable(text, 1000)), soft_wrap=True)
-
-
 def _builtins(value: Any) -> Any:
     import msgspec
 
@@ -455,17 +302,16 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Entry point: errors that are meant for the user are one line and an exit code."""
-    collecting = gc.isenabled()
     try:
         app()
     except FusionbenchError as error:
         typer.echo(f"fusionbench: {error}", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as missing:
+        typer.echo(f"fusionbench: this needs the package '{missing.name}', which is not installed here", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has left; Python would complain at exit otherwise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    finally:
-        if collecting:
-            gc.enable()

@@ -255,3 +255,21 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("Sequence lengths:")
     assert done.stderr == ""
+
+
+def test_a_bare_image_without_plotly_and_pyarrow_measures_and_says_what_it_could_not_show(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    blocked = "import sys; sys.modules.update(plotly=None, pyarrow=None); from fusionbench.cli import main; main()"
+    arguments = ["run", "tiny.toml", "--only", "backends=eager", "--report"]
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the results are saved, but showing them needs the package 'plotly" in done.stderr
+    (run,) = (tmp_path / "results" / "runs").iterdir()
+    assert sum(record.status == "ok" for record in store.read(run).records) == 4
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "report"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert done.stderr.startswith("fusionbench: this needs the package 'plotly")

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 
 # The layers of DESIGN.md, lowest first; a package stands for all of its modules.
 LAYERS = (
-    ("errors", "spec", "stats", "cost"),
+    ("errors", "spec", "stats", "cost", "collector"),
     ("record", "suite", "disk"),
     ("shard", "store", "compare", "environment"),
     ("registry", "attention", "blocks", "int8"),
@@ -21,7 +21,8 @@ LAYERS = (
     ("plan", "meters", "subject", "verify"),
     ("worker", "runner", "engines"),
     ("report", "export", "launch"),
-    ("progress", "cli", "__main__"),
+    ("terminal", "progress", "present"),
+    ("session", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Rooms whose files build on each other, in this order where it matters; elsewhere a file may use any sibling.
@@ -32,7 +33,8 @@ SAME_ROOM = {
     ("subject", "verify"),
     ("meters", "verify"),
     ("report", "export"),
-    ("progress", "cli"),
+    ("terminal", "present"),
+    ("session", "cli"),
     ("cli", "__main__"),
     ("errors", "spec"),
     ("record", "disk"),

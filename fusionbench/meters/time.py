@@ -12,6 +12,7 @@ from time import perf_counter_ns
 
 import torch
 
+from ..collector import paused
 from ..record import Stop, Timing
 from ..spec import Budget
 from ..stats import half_width
@@ -37,7 +38,8 @@ def measure(call: Call, budget: Budget, device: torch.device, interrupted: Calla
     warmup_calls = _warm_up(call, budget, device)
     loops = 1 if device.type == "cuda" else _calibrate(call)
     taken: list[tuple[int, int | None]] = []
-    with _collector_off():
+    gc.collect()
+    with paused():
         sampler = _cuda_samples(call, device) if device.type == "cuda" else _cpu_samples(call, loops)
         stop = _take(sampler, taken, budget, interrupted)
     delays = [delay for _, delay in taken if delay is not None]
@@ -167,15 +169,3 @@ def flush_buffer(device: torch.device) -> torch.Tensor:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-@contextlib.contextmanager
-def _collector_off() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

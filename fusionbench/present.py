@@ -1,0 +1,98 @@
+"""Read runs and show them: as tables in the terminal, as files, as a page.
+
+Needs no torch, and each function imports only what it shows with: a bare GPU image can measure without plotly.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import store
+from .errors import FusionbenchError
+from .suite import shipped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEALED = "records.parquet"  # all facts of a finished run in one file, for pandas, DuckDB and for keeping
+
+
+def read(run: Path | None, results: Path) -> store.Run:
+    """The run in a folder, a shard or a sealed file; the newest below ``results`` when none is given."""
+    if run is None:
+        run = next(iter(store.runs(results)), None)
+        if run is None:
+            raise FusionbenchError(f"no run in '{results}' yet; measure one with: fusionbench run smoke")
+    if run.suffix == ".parquet" and run.is_file():
+        from . import export
+
+        records, environments = export.unseal(run)
+        return store.Run(run, None, records, environments, torn=[], damage=[], duplicates=0)
+    return store.read(run)
+
+
+def print_tables(run: store.Run, *, groups: int = 12, rows: int = 12) -> None:
+    """The fastest per shape, failures, skips, environments and damage."""
+    from .report import table
+    from .terminal import console
+
+    out = console()
+    shown = table.show(
+        _frame(run), run.environments, run.problems, width=out.width, command=_command(run), groups=groups, rows=rows
+    )
+    out.print(shown, crop=False)
+
+
+def write_tables(run: store.Run, csv: Path | None, json: Path | None, parquet: Path | None) -> list[Path]:
+    """The files that were asked for; returns their paths."""
+    from . import export
+
+    found = _frame(run)
+    written = [
+        export.to_csv(found, csv) if csv else None,
+        export.to_json(run.records, json) if json else None,
+        export.to_parquet(found, parquet) if parquet else None,
+    ]
+    return [path for path in written if path is not None]
+
+
+def write_page(runs: Sequence[store.Run], path: Path) -> Path:
+    """One page about all ``runs``."""
+    from .report import page
+    from .report.frame import frame
+
+    environments = {key: value for each in runs for key, value in each.environments.items()}
+    return page.write(
+        path,
+        frame([record for each in runs for record in each.records], environments),
+        environments,
+        [problem for each in runs for problem in each.problems],
+        title=", ".join(each.manifest.id if each.manifest else each.path.name for each in runs),
+        command=_command(runs[0]),
+    )
+
+
+def seal(run: store.Run) -> Path:
+    """Put all facts of the run into one Parquet file inside its folder."""
+    from . import export
+
+    return export.seal(run.records, run.environments, run.path / SEALED)
+
+
+def _frame(run: store.Run) -> pd.DataFrame:
+    from .report.frame import frame
+
+    return frame(run.records, run.environments)
+
+
+def _command(run: store.Run) -> str:
+    """The command that runs the suite of ``run`` again: a shipped one by name, another by the copy in the run."""
+    manifest = run.manifest
+    if manifest is None:
+        return "fusionbench run SUITE"
+    suite = manifest.suite_name if manifest.suite_name in shipped() else str(run.path / store.SUITE)
+    plugins = [argument for path in manifest.plugins for argument in ("--plugin", path)]
+    return shlex.join(["fusionbench", "run", suite, *plugins])

@@ -1,0 +1,85 @@
+"""A run in the terminal: the plan, the measuring, the tables, and the exit code that says how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from . import launch, present, store
+from .collector import paused
+from .engines import local
+from .errors import printable
+from .progress import Display, Outline, outline_box
+from .record import FAILED, Environment, Record
+from .terminal import console, note
+
+EXIT_FAILED, EXIT_NOTHING = 3, 5
+
+
+def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool) -> int:
+    """Run what was prepared, show and seal it; returns the exit code."""
+    outline = _outline(prepared)
+    if not quiet:
+        out.print(outline_box(outline))
+    with Display(out, outline.jobs, quiet) as display:
+        outcome = launch.execute(prepared, local.run, display)
+    with paused():
+        finished = store.read(prepared.folder)
+        _show(finished, out, sealed=outcome.signal == 0, report=report)
+    if outcome.signal:
+        note(out, f"interrupted; everything finished is saved. Go on with: fusionbench resume {prepared.folder}")
+        return 128 + outcome.signal
+    return _verdict(finished.records, out)
+
+
+def _show(finished: store.Run, out: Console, *, sealed: bool, report: bool) -> None:
+    """Tables, sealed file and page; on a bare GPU image what needs a missing package is left out and told."""
+    steps: list[Callable[[], object]] = [lambda: present.print_tables(finished)]
+    if sealed:
+        steps.append(lambda: present.seal(finished))
+    if report:
+        steps.append(lambda: _report(finished))
+    for step in steps:
+        try:
+            step()
+        except ModuleNotFoundError as missing:
+            remedy = f"install it, or copy {finished.path} to where it is"
+            note(out, f"the results are saved, but showing them needs the package '{missing.name}': {remedy}")
+
+
+def _report(finished: store.Run) -> None:
+    page = present.write_page([finished], finished.path / "report.html")
+    console().print(Text(f"report: {page}"), soft_wrap=True)
+
+
+def _outline(prepared: launch.Launch) -> Outline:
+    counts, suite = launch.tally(prepared), prepared.plan.suite
+    return Outline(
+        title=suite.title,
+        question=suite.question,
+        todo=counts.todo,
+        done=counts.done,
+        skips=counts.skips,
+        devices=counts.devices,
+        machine=_machine(prepared.environment),
+        folder=str(prepared.folder),
+        budget=prepared.budget,
+    )
+
+
+def _machine(environment: Environment) -> str:
+    parts = [environment.gpu, environment.cpu, f"{environment.cores} cores", f"torch {environment.torch}"]
+    return printable(", ".join(part for part in parts if part))
+
+
+def _verdict(records: Sequence[Record], out: Console) -> int:
+    """The exit code of a run that was not interrupted, with a line about it where the tables say nothing."""
+    statuses = {record.status for record in records}
+    if statuses & set(FAILED):
+        return EXIT_FAILED
+    if "ok" not in statuses:
+        note(out, "nothing was measured: every job was skipped")
+        return EXIT_NOTHING
+    return 0

@@ -35,7 +35,11 @@ class MissingModalityError(FusionbenchError):
 
 
 class StoreError(FusionbenchError):
-    """A results folder cannot be written, or what it holds is damaged."""
+    """A results folder or file cannot be written or read."""
+
+
+class DamagedError(StoreError):
+    """What was stored once is no longer whole."""
 
     exit_code = 6
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet
 
-from .errors import StoreError, printable
+from .errors import DamagedError, StoreError, printable
 from .record import VERSION, Environment, Record
 from .report.files import replacing
 
@@ -77,7 +77,7 @@ def unseal(path: Path) -> tuple[list[Record], dict[str, Environment]]:
             for batch in file.iter_batches(_ROW_GROUP):
                 records += msgspec.convert(_python(batch.to_struct_array()), list[Record])
     except (pa.ArrowException, msgspec.MsgspecError, KeyError, ValueError, OSError) as error:
-        raise StoreError(f"'{path}' cannot be read as a sealed run: {printable(str(error))}") from error
+        raise DamagedError(f"'{path}' cannot be read as a sealed run: {printable(str(error))}") from error
     return records, environments
 
 

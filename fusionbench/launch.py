@@ -30,7 +30,6 @@ class Launch:
     environment: Environment
     folder: Path
     finished: frozenset[Identity]
-    resumed: bool
 
     def is_done(self, job: Job) -> bool:
         return (job.key, registry.get(job.strategy).source, self.environment.id) in self.finished
@@ -112,7 +111,7 @@ def new(
         planned=sum(1 for _ in plan),
     )
     folder = store.create(results, manifest, chosen.text)
-    return Launch(plan, budget, tuple(plugins), capture(), folder, frozenset(), resumed=False)
+    return Launch(plan, budget, tuple(plugins), capture(), folder, frozenset())
 
 
 def resume(folder: Path, *, retry_failed: bool = False, warn: Callable[[str], object]) -> Launch:
@@ -148,7 +147,7 @@ def _continued(
     for problem in earlier.problems:
         warn(problem)
     finished = frozenset(store.finished(earlier, retry_failed=retry_failed))
-    return Launch(plan, budget, tuple(plugins), capture(), folder, finished, resumed=True)
+    return Launch(plan, budget, tuple(plugins), capture(), folder, finished)
 
 
 def execute(launch: Launch, engine: Engine, listener: Listener) -> Outcome:

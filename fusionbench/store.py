@@ -27,7 +27,7 @@ from msgspec import Meta, Struct
 from . import __version__
 from .collector import paused
 from .disk import NewerSchemaError, explained, opened, reason, refuse_newer, sync_folder, write_atomically
-from .errors import StoreError, printable
+from .errors import DamagedError, StoreError, printable
 from .record import FAILED, Environment, Record
 from .shard import Contents, Identity, ShardWriter, read_shard, shard_number
 from .spec import Budget, Name
@@ -165,7 +165,7 @@ def read_manifest(run: Path) -> Manifest:
     try:
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise StoreError(f"manifest '{shown}' is damaged: {printable(str(error))}; restore the file") from error
+        raise DamagedError(f"manifest '{shown}' is damaged: {printable(str(error))}; restore the file") from error
 
 
 def read_suite(run: Path) -> str:
@@ -177,7 +177,7 @@ def read_suite(run: Path) -> str:
     try:
         return data.decode()
     except UnicodeError as error:
-        raise StoreError(f"suite '{shown}' is damaged: {error}; restore the file") from error
+        raise DamagedError(f"suite '{shown}' is damaged: {error}; restore the file") from error
 
 
 def finished(run: Run, *, retry_failed: bool = False) -> set[Identity]:

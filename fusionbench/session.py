@@ -35,7 +35,7 @@ def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool)
 
 
 def _show(finished: store.Run, out: Console, *, sealed: bool, report: bool) -> None:
-    """Tables, sealed file and page; on a bare GPU image what needs a missing package is left out and told."""
+    """Tables, sealed file and page; on a bare GPU image what needs a missing package is left out and said."""
     steps: list[Callable[[], object]] = [lambda: present.print_tables(finished)]
     if sealed:
         steps.append(lambda: present.seal(finished))
@@ -44,9 +44,8 @@ def _show(finished: store.Run, out: Console, *, sealed: bool, report: bool) -> N
     for step in steps:
         try:
             step()
-        except ModuleNotFoundError as missing:
-            remedy = f"install it, or copy {finished.path} to where it is"
-            note(out, f"the results are saved, but showing them needs the package '{missing.name}': {remedy}")
+        except ImportError as missing:
+            note(out, f"the results are saved in {finished.path}, but could not all be shown: {missing}")
 
 
 def _report(finished: store.Run) -> None:

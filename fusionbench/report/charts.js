@@ -176,7 +176,7 @@ async function drawLatency(view) {
       text: points.map(hover), hovertemplate: "%{text}<extra></extra>",
     };
   });
-  const ys = rows.map((row) => number("median_ms", row));
+  const ys = rows.flatMap((row) => [number("low_ms", row), number("high_ms", row)]); // the bars stay inside
   const [least, most] = [Math.min(...lengths), Math.max(...lengths)];
   const last = cells.find((c) => lengthOf(c.first) === most);
   const growth = slope(groups, lengthOf, last.ranked[0], by);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class Subject:
     module: nn.Module
     inputs: Inputs
     training: bool
+    _cotangents: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def call(self) -> tuple[Tensor, ...]:
         """The outputs in mode fwd; the gradients of inputs and parameters in mode fwd_bwd."""
@@ -37,7 +38,9 @@ class Subject:
 
     def gradients(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The gradients of inputs and parameters (those that anything reaches) under fixed cotangents."""
-        torch.autograd.backward(outputs, _cotangents(outputs))
+        if not self._cotangents:  # made once, so that they are in no timing
+            self._cotangents.extend(cotangents(outputs))
+        torch.autograd.backward(outputs, self._cotangents)
         found = tuple(leaf.grad for leaf in self.leaves if leaf.grad is not None)
         for leaf in self.leaves:
             leaf.grad = None
@@ -54,12 +57,10 @@ class Subject:
         return sum(t.numel() * t.element_size() for t in held if t is not None)
 
 
-def _cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of the outputs that do not cancel: a ramp from -1 to 1 over each sample, the same for all."""
-    return [
-        torch.linspace(-1, 1, t[0].numel(), device=t.device, dtype=torch.float32).to(t.dtype).view_as(t[0]).expand_as(t)
-        for t in outputs
-    ]
+def cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of the outputs: standard normal, the same for outputs of the same shapes on any device."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(t.shape, generator=generator).to(device=t.device, dtype=t.dtype) for t in outputs]
 
 
 def compute_dtype(case: Case) -> torch.dtype:

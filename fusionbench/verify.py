@@ -8,7 +8,7 @@ from torch import Tensor
 from . import registry
 from .meters import accuracy
 from .record import Accuracy, Deviation
-from .spec import Budget, Job
+from .spec import Budget, Job, Shape
 from .subject import Subject, compute_dtype, first, twin
 
 # The reference is checked on as many samples of the batch as it can afford: about half a second of fp64 on
@@ -56,9 +56,17 @@ def _judge(
     if job.case.dtype == "int8":
         reason = accuracy.int8_verdict(errors[0], budget.int8_rel_l2, budget.int8_cosine)
     else:
-        rounding = accuracy.rounding(compute_dtype(job.case), tf32=job.case.dtype == "tf32")
-        reason = accuracy.verdict(*errors, truth, rounding, factor)
+        allowance = accuracy.summation_allowance(
+            compute_dtype(job.case), _longest_sum(job.case.shape), tf32=job.case.dtype == "tf32"
+        )
+        reason = accuracy.verdict(result, yardstick, truth, allowance, factor)
     return errors, f"{what}: {reason}" if reason else None
+
+
+def _longest_sum(shape: Shape) -> int:
+    """How many numbers the longest sum of a strategy adds: over features, keys, or the rows of a weight gradient."""
+    features = max(shape.image_width, shape.text_width, max(1, shape.ffn) * shape.width)
+    return max(features, shape.batch * (shape.image + shape.text))
 
 
 def _affordable_samples(job: Job) -> int:

@@ -113,25 +113,47 @@ def test_deviation_is_what_it_says() -> None:
 def test_a_result_that_is_not_finite_is_wrong(bad: float) -> None:
     found = accuracy.deviation(tensors(1.0, bad), tensors(1.0, 2.0))
     assert found.max_abs is None
-    reason = accuracy.verdict(found, accuracy.deviation(tensors(1.0), tensors(1.0)), tensors(1.0, 2.0), 2**-24, 2.0)
+    reason = accuracy.verdict(tensors(1.0, bad), tensors(1.0, 2.0), tensors(1.0, 2.0), 0.0, 2.0)
     assert reason == "not finite where the reference is"
 
 
 def test_twice_the_error_of_eager_passes_and_more_does_not() -> None:
-    truth = tensors(1.0, 1.0)
-    yardstick = accuracy.deviation(tensors(1.01, 1.01), truth)
+    truth, eager = tensors(1.0, 1.0), tensors(1.01, 1.01)
     for error, right in ((0.0199, True), (0.0202, False)):
-        result = accuracy.deviation(tensors(1 + error, 1 + error), truth)
-        assert (accuracy.verdict(result, yardstick, truth, 0.0, 2.0) is None) is right
+        result = tensors(1 + error, 1 + error)
+        assert (accuracy.verdict(result, eager, truth, 0.0, 2.0) is None) is right
 
 
-def test_where_eager_is_exact_one_rounding_is_allowed() -> None:
-    truth, exact = tensors(1.0, 0.5), accuracy.deviation(tensors(1.0, 0.5), tensors(1.0, 0.5))
-    unit = accuracy.rounding(torch.float32)
-    near = accuracy.deviation(tensors(1 + unit / 2, 0.5), truth)
-    far = accuracy.deviation(tensors(1 + 2 * unit, 0.5), truth)
-    assert accuracy.verdict(near, exact, truth, unit, 2.0) is None
-    assert accuracy.verdict(far, exact, truth, unit, 2.0) is not None
+def test_each_tensor_is_held_against_its_own_yardstick() -> None:
+    truth = [*tensors(1000.0), *tensors(1.0)]
+    eager = [*tensors(1001.0), *tensors(1.0001)]
+    assert accuracy.verdict([*tensors(1001.5), *tensors(1.0001)], eager, truth, 1e-7, 2.0) is None
+    wrong = accuracy.verdict([*tensors(1001.0), *tensors(1.5)], eager, truth, 1e-7, 2.0)
+    assert wrong is not None
+    assert wrong.startswith("tensor 2 of 2: max error 0.5")
+
+
+def test_where_eager_is_exact_the_order_of_summation_is_allowed_for() -> None:
+    truth = tensors(1.0, 0.5)
+    allowance = accuracy.summation_allowance(torch.float32, 100)
+    assert allowance == 11 * 2**-24
+    near, far = tensors(1 + 0.9 * allowance, 0.5), tensors(1 + 1.1 * allowance, 0.5)
+    assert accuracy.verdict(near, truth, truth, allowance, 2.0) is None
+    assert accuracy.verdict(far, truth, truth, allowance, 2.0) is not None
+
+
+def test_the_allowance_covers_adding_one_after_another_and_not_a_coarser_format() -> None:
+    torch.manual_seed(0)
+    n = 4096
+    terms = torch.randn(2000, n, dtype=torch.float64).float()
+    truth = terms.double().sum(dim=1)
+    total = torch.zeros(2000)
+    for k in range(n):
+        total += terms[:, k]
+    allowance = accuracy.summation_allowance(torch.float32, n)
+    assert float((total - truth).abs().max()) < allowance * float(truth.abs().max())
+    assert float((total - truth).abs().mean()) < allowance * float(truth.abs().mean())
+    assert allowance < accuracy.TF32_ROUNDING / 10
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

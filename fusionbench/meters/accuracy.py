@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,26 +36,41 @@ def deviation(results: Sequence[Tensor], truths: Sequence[Tensor]) -> Deviation:
 
 
 def verdict(
-    result: Deviation, yardstick: Deviation, truths: Sequence[Tensor], rounding: float, factor: float
+    results: Sequence[Tensor], yardsticks: Sequence[Tensor], truths: Sequence[Tensor], allowance: float, factor: float
 ) -> str | None:
-    """None when the error is at most ``factor`` times the yardstick's (max and mean), else the reason.
+    """None when every tensor's error is at most ``factor`` times the yardstick's (max and mean), else the reason.
 
-    The yardstick is eager PyTorch in the same dtype. Where that happens to be exact, one rounding of the
-    largest (for the mean: of the average) true value is allowed: a number that is off by less than the
-    rounding of its own dtype is not wrong.
+    The yardstick is eager PyTorch in the same dtype. Beyond it, ``allowance`` times the largest true value is not
+    held against a result (for the mean: times the average of this tensor or of all, whichever is more): eager is exact where it only copies, and gradients that are zero in exact arithmetic, as those of key
+    biases, leave nothing but rounding to compare.
     """
-    if result.max_abs is None or result.mean_abs is None:
-        return "not finite where the reference is"
     size = torch.cat([t.detach().flatten() for t in truths]).abs()
-    largest, average = (float(size.max()), float(size.mean())) if size.numel() else (0.0, 0.0)
-    for name, error, own, scale in (
-        ("max", result.max_abs, yardstick.max_abs, largest),
-        ("mean", result.mean_abs, yardstick.mean_abs, average),
-    ):
-        limit = factor * (own or 0.0) + rounding * scale
-        if error > limit:
-            return f"{name} error {error:.3g} is above {limit:.3g}, {factor:g}x the error of eager ({own or 0.0:.3g})"
+    largest, usual = (float(size.max()), float(size.mean())) if size.numel() else (0.0, 0.0)
+    for number, (result, yardstick, truth) in enumerate(zip(results, yardsticks, truths, strict=True), 1):
+        found, own = deviation([result], [truth]), deviation([yardstick], [truth])
+        if found.max_abs is None or found.mean_abs is None:
+            return "not finite where the reference is"
+        average = float(truth.detach().abs().mean()) if truth.numel() else 0.0
+        for what, error, eager, scale in (
+            ("max", found.max_abs, own.max_abs or 0.0, largest),
+            ("mean", found.mean_abs, own.mean_abs or 0.0, max(average, usual)),
+        ):
+            limit = factor * eager + allowance * scale
+            if error > limit:
+                which = f"tensor {number} of {len(truths)}: " if len(truths) > 1 else ""
+                bound = f"{limit:.3g}, {factor:g}x the error of eager ({eager:.3g})"
+                return f"{which}{what} error {error:.3g} is above {bound}"
     return None
+
+
+def summation_allowance(dtype: torch.dtype, terms: int, *, tf32: bool = False) -> float:
+    """The relative error that a right result may have whatever the order in which it adds.
+
+    One rounding into ``dtype``, and √terms roundings of the fp32 accumulator: adding ``terms`` numbers of
+    random sign one after another is off by about √(terms/2) roundings of the sum's usual size (each partial
+    sum k has size √k and is rounded once). Eager adds in blocks and is often far better than that.
+    """
+    return rounding(dtype, tf32=tf32) + math.sqrt(terms) * _ROUNDING[torch.float32]
 
 
 def rounding(dtype: torch.dtype, *, tf32: bool = False) -> float:

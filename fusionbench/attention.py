@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .errors import FusionbenchError
 
@@ -34,8 +37,29 @@ def probabilities(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    rows = max(1, _chunk.get() // (q.shape[0] * q.shape[1] * max(1, k.shape[2])))
+    if rows >= q.shape[2]:
+        return _unfused(q, k, v, mask)
+    parts = [checkpoint(_unfused, part, k, v, mask, use_reentrant=False) for part in torch.split(q, rows, dim=2)]
+    return torch.cat(parts, dim=2)
+
+
+def _unfused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, H, Lq, Lk]
     return probabilities(scores, None if mask is None else mask[:, None, None, :]) @ v
+
+
+_chunk: ContextVar[int] = ContextVar("chunk", default=2**62)
+
+
+@contextmanager
+def in_chunks(scores: int = 2**26) -> Iterator[None]:
+    """Let eager attention hold no more than ``scores`` scores at a time: for references, never for timings."""
+    token = _chunk.set(scores)
+    try:
+        yield
+    finally:
+        _chunk.reset(token)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

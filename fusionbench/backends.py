@@ -40,7 +40,7 @@ class Backend:
     prepare: Callable[[nn.Module], nn.Module] = _unchanged
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     transforms: bool = False
-    counts_flops: bool = True  # False where compiled code hides the products from the dispatcher
+    compiles: bool = False  # compiled code hides its products from the FLOP counter
 
     def impl_for(self, strategy: Strategy) -> str | None:
         """The strategy's impl that this backend uses, or None: a backend never falls back to another."""
@@ -57,7 +57,10 @@ def refusal(strategy: Strategy, backend: Backend, case: Case) -> str | None:
     shape = case.shape
     if shape.width % shape.heads:
         return f"width {shape.width} is not a multiple of {shape.heads} heads"
-    return _dtype_refusal(backend, case) or backend.refuses(case) or strategy.refusal(case)
+    reason = _dtype_refusal(backend, case) or backend.refuses(case) or strategy.refusal(case)
+    if reason is None and backend.name == "int8" and strategy.costs(case, "eager").params == 0:
+        return f"'{strategy.name}' has no weights to quantise"
+    return reason
 
 
 def _dtype_refusal(backend: Backend, case: Case) -> str | None:
@@ -143,12 +146,12 @@ _ALL = (
     Backend("sdpa-cudnn", "sdpa", "SDPA pinned to cuDNN's attention", _cudnn_refuses,
             context=_pinned(SDPBackend.CUDNN_ATTENTION)),
     Backend("sdpa-math", "sdpa", "SDPA pinned to the unfused math path", context=_pinned(SDPBackend.MATH)),
-    Backend("flex", "flex", "flex_attention under torch.compile", _flex_refuses, counts_flops=False),
+    Backend("flex", "flex", "flex_attention under torch.compile", _flex_refuses, compiles=True),
     Backend("compile", "sdpa", "the whole module under torch.compile, static shapes", _compile_refuses, _compile,
-            transforms=True, counts_flops=False),
+            transforms=True, compiles=True),
     Backend("int8", "sdpa", "W8A8 dynamic: every Linear over int8 products, attention as in sdpa", _int8_refuses,
             _quantize, transforms=True),
-    Backend("triton", "triton", "hand-written Triton kernels", _triton_refuses, counts_flops=False),
+    Backend("triton", "triton", "hand-written Triton kernels", _triton_refuses),
 )  # fmt: skip
 
 BACKENDS = {backend.name: backend for backend in _ALL}

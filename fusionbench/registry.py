@@ -29,6 +29,7 @@ Refusal = Callable[..., str | None]  # (case, **options) -> the reason why a cas
 InputsFunction = Callable[[Case, torch.Generator], "Inputs"]
 
 STRATEGIES = "strategies"  # the folder below this package whose files register themselves
+MEASURING = ("attention", "blocks", "backends", "int8", "inputs", "subject", "verify", "worker", "cost", "stats")
 ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton")
 
 
@@ -70,10 +71,10 @@ class Strategy:
 
     @functools.cached_property
     def source_files(self) -> tuple[Path, ...]:
-        """The file that defines the strategy and the package files that it computes with."""
-        own = Path(inspect.getfile(self.build))
+        """The file that defines the strategy, and every file of the package that decides what is measured."""
         here = Path(__file__).parent
-        return (own, here / "attention.py", here / "blocks.py", here / "backends.py")
+        own = Path(inspect.getfile(self.build))
+        return (own, *(here / f"{name}.py" for name in MEASURING), *sorted((here / "meters").glob("*.py")))
 
     @functools.cached_property
     def source(self) -> str:

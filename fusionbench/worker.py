@@ -21,7 +21,7 @@ from .meters import flops, memory, time
 from .record import Record, Status, encode_record
 from .spec import Budget, Case, Job
 from .subject import build, closed_form, resolve
-from .verify import check
+from .verify import ReferenceFailed, check
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -92,19 +92,24 @@ def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> 
     if impl is None or reason is not None:
         return Record(job=job, status="skipped", reason=reason or "")
     device = _set_up(job.case, budget)
+    torch.compiler.reset()  # a worker that serves many shapes would stop compiling at the ninth (recompile_limit)
     with torch.set_grad_enabled(job.case.mode == "fwd_bwd"), backend.context():
         with phases.enter("build"):
             subject = build(job, impl, backend, budget.seed)
+        with phases.enter("first call"):
+            first_call_ns = time.first_call(subject.call, device)
+        if backend.compiles and "Torch-Compiled" not in memory.trace(subject.call)[1]:
+            raise RuntimeError(f"backend '{backend.name}' ran without compiling")
         with phases.enter("accuracy"):
             errors, problem = check(job, subject, budget)
         if problem is not None:
             return Record(job=job, status="wrong", reason=problem, phase="accuracy", accuracy=errors)
         with phases.enter("time"):
-            timing = time.measure(subject.call, budget, device, lambda: interrupt.asked)
+            timing = time.measure(subject.call, budget, device, lambda: interrupt.asked, first_call_ns)
         with phases.enter("memory"):
             used, kernels = memory.measure(subject.call, device, subject.resting_bytes)
         with phases.enter("flops"):
-            counted = flops.count_flops(subject.call).flops if backend.counts_flops else None
+            counted = None if backend.compiles else flops.count_flops(subject.call).flops
     costs = closed_form(job, impl, counted)
     differs = counted is not None and counted != costs.flops
     note = f"FlopCounterMode counts {counted} FLOPs, the closed form says {costs.flops}"
@@ -132,11 +137,16 @@ def _set_up(case: Case, budget: Budget) -> torch.device:
     return device
 
 
+_NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+
+
 def _classify(error: Exception) -> tuple[Status, str]:
     """The status and the one-line reason that an exception stands for."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, ReferenceFailed):
+        return "error", text
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY):
         return "oom", text
     if any(words in str(error) for words in ("No available kernel", "No viable backend")):
         return "skipped", text

@@ -38,6 +38,8 @@ class Cancelled(Exception):  # noqa: N818 - not an error: the user asked
 
 def start_server() -> None:
     """Start the fork server now, so that it imports torch while the plan is made."""
+    # Else torch asks the CUDA driver itself whether there is a device, after which no fork may use it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     _context.set_forkserver_preload([NURSERY])
     with _no_main():
         forkserver.ensure_running()
@@ -69,7 +71,7 @@ def run(
         for job in jobs:
             if stopping():
                 return
-            device = job.case.device
+            device = "cuda:0" if job.case.device == "cuda" else job.case.device
             if device in held and not held[device].serves(job):
                 held.pop(device).close()
             if device not in held:
@@ -178,7 +180,7 @@ class Worker:
     def close(self) -> None:
         """End the process, kindly when it waits for work and at once when it does not."""
         self.pipe.close()
-        self.process.join(0.5)
+        self.process.join(0.5 if self.serving[2] == "cpu" else 5)  # a CUDA context takes its time to go
         if self.process.is_alive():
             self._kill()
         self.process.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,14 +36,35 @@ def deviation(results: Sequence[Tensor], truths: Sequence[Tensor]) -> Deviation:
     )
 
 
+@dataclass(frozen=True)
+class Allowance:
+    """Relative errors, times the largest (for the mean: the average) true value, that are never held against a result.
+
+    ``order``: what the order of summation may change, beside ``factor`` times eager's error. ``rounding``: what one
+    rounding into the dtype may change, where eager happens to be exact.
+    """
+
+    order: float
+    rounding: float
+
+
+def allowance(dtype: torch.dtype, terms: int, *, tf32: bool = False) -> Allowance:
+    """The allowance of sums of ``terms`` numbers in an fp32 accumulator.
+
+    Adding numbers of random sign one after another is off by about √(terms/2) roundings of the sum's usual size
+    (partial sum k has size √k and is rounded once). Eager adds in blocks and is often far better than that.
+    """
+    return Allowance(math.sqrt(terms) * _ROUNDING[torch.float32], rounding(dtype, tf32=tf32))
+
+
 def verdict(
-    results: Sequence[Tensor], yardsticks: Sequence[Tensor], truths: Sequence[Tensor], allowance: float, factor: float
+    results: Sequence[Tensor], yardsticks: Sequence[Tensor], truths: Sequence[Tensor], allowed: Allowance, factor: float
 ) -> str | None:
     """None when every tensor's error is at most ``factor`` times the yardstick's (max and mean), else the reason.
 
-    The yardstick is eager PyTorch in the same dtype. Beyond it, ``allowance`` times the largest true value is not
-    held against a result (for the mean: times the average of this tensor or of all, whichever is more): eager is exact where it only copies, and gradients that are zero in exact arithmetic, as those of key
-    biases, leave nothing but rounding to compare.
+    The yardstick is eager PyTorch in the same dtype. The average that an allowance refers to is that of the tensor
+    or of all tensors, whichever is more: gradients that are zero in exact arithmetic, as those of key biases, leave
+    nothing but rounding to compare.
     """
     size = torch.cat([t.detach().flatten() for t in truths]).abs()
     largest, usual = (float(size.max()), float(size.mean())) if size.numel() else (0.0, 0.0)
@@ -55,22 +77,12 @@ def verdict(
             ("max", found.max_abs, own.max_abs or 0.0, largest),
             ("mean", found.mean_abs, own.mean_abs or 0.0, max(average, usual)),
         ):
-            limit = factor * eager + allowance * scale
+            limit = max(factor * eager + allowed.order * scale, allowed.rounding * scale)
             if error > limit:
                 which = f"tensor {number} of {len(truths)}: " if len(truths) > 1 else ""
                 bound = f"{limit:.3g}, {factor:g}x the error of eager ({eager:.3g})"
                 return f"{which}{what} error {error:.3g} is above {bound}"
     return None
-
-
-def summation_allowance(dtype: torch.dtype, terms: int, *, tf32: bool = False) -> float:
-    """The relative error that a right result may have whatever the order in which it adds.
-
-    One rounding into ``dtype``, and √terms roundings of the fp32 accumulator: adding ``terms`` numbers of
-    random sign one after another is off by about √(terms/2) roundings of the sum's usual size (each partial
-    sum k has size √k and is rounded once). Eager adds in blocks and is often far better than that.
-    """
-    return rounding(dtype, tf32=tf32) + math.sqrt(terms) * _ROUNDING[torch.float32]
 
 
 def rounding(dtype: torch.dtype, *, tf32: bool = False) -> float:

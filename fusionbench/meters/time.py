@@ -21,22 +21,31 @@ Call = Callable[[], object]
 
 # A sample shorter than this is made of several calls: reading the clock twice costs about 0.1 µs here, 0.05 % of it.
 MIN_SAMPLE_NS = 200_000
+# Neighbouring samples resemble each other, so a short stretch can look more precise than it is: no verdict before
+# this share of the budget is over.
+MIN_SHARE = 0.1
 # On CUDA the samples of one batch are queued before the host waits, so that its waiting is not measured.
 CUDA_BATCH = 10
 
 
-def measure(call: Call, budget: Budget, device: torch.device, interrupted: Callable[[], bool]) -> Timing:
+def first_call(call: Call, device: torch.device) -> int:
+    """Nanoseconds of the first call of all: lazy initialisation and compilation."""
+    start = perf_counter_ns()
+    call()
+    _synchronize(device)
+    return perf_counter_ns() - start
+
+
+def measure(
+    call: Call, budget: Budget, device: torch.device, interrupted: Callable[[], bool], first_call_ns: int = 0
+) -> Timing:
     """Time ``call`` on ``device``; ``interrupted`` is asked between samples and ends the sampling early.
 
     CPU: wall clock, cache as the call leaves it (``hot``). CUDA: events around each call, after the L2
     cache was flushed (``cold``). The garbage collector is off while samples are taken.
     """
-    start = perf_counter_ns()
-    call()
-    _synchronize(device)
-    first_call_ns = perf_counter_ns() - start
-    warmup_calls = _warm_up(call, budget, device)
-    loops = 1 if device.type == "cuda" else _calibrate(call)
+    warmup_calls, call_ns = _warm_up(call, budget, device)
+    loops = 1 if device.type == "cuda" or call_ns >= MIN_SAMPLE_NS else _calibrate(call)
     taken: list[tuple[int, int | None]] = []
     gc.collect()
     with paused():
@@ -56,21 +65,23 @@ def measure(call: Call, budget: Budget, device: torch.device, interrupted: Calla
     )
 
 
-def _warm_up(call: Call, budget: Budget, device: torch.device) -> int:
-    """Call until ``warmup_s`` is over, at least twice; returns how often."""
-    calls, start = 0, perf_counter_ns()
+def _warm_up(call: Call, budget: Budget, device: torch.device) -> tuple[int, int]:
+    """Call until ``warmup_s`` is over, at least twice; returns how often, and the nanoseconds of the fastest call."""
+    calls, fastest, start = 0, 2**62, perf_counter_ns()
     while calls < 2 or perf_counter_ns() - start < budget.warmup_s * 1e9:
+        before = perf_counter_ns()
         call()
         _synchronize(device)
-        calls += 1
-    return calls
+        calls, fastest = calls + 1, min(fastest, perf_counter_ns() - before)
+    return calls, fastest
 
 
 def _calibrate(call: Call) -> int:
     """How many calls make a sample of at least MIN_SAMPLE_NS."""
     loops = 1
     while True:
-        elapsed = max(_elapsed(call, loops), 1)
+        # The faster of two: one interruption must not make a short call look long.
+        elapsed = max(min(_elapsed(call, loops), _elapsed(call, loops)), 1)
         if elapsed >= MIN_SAMPLE_NS:
             return loops
         loops = max(loops + 1, min(100 * loops, -(-loops * MIN_SAMPLE_NS * 5 // (elapsed * 4))))
@@ -100,7 +111,8 @@ def _take(
             continue
         # Looking after every sample would stop on luck; a look at every further quarter keeps the looks few.
         if n >= next_check:
-            if half_width([sample for sample, _ in taken]) <= budget.ci:
+            long_enough = perf_counter_ns() - start >= MIN_SHARE * budget.measure_s * 1e9
+            if long_enough and half_width([sample for sample, _ in taken]) <= budget.ci:
                 return "precise"
             next_check = n + max(n // 4, 5)
         if n >= budget.max_samples:

@@ -13,6 +13,7 @@ from ..blocks import (
     merge_heads,
     projected_widths,
     projectors_cost,
+    sharpened,
     split_heads,
 )
 from ..cost import Cost, attention, layer_norm, linear, product
@@ -60,7 +61,8 @@ class CoAttentionShared(nn.Module):
         self.heads, self.impl = s.heads, impl
         self.project = Projectors(case)
         self.image_norm, self.text_norm = nn.LayerNorm(image_width), nn.LayerNorm(text_width)
-        self.image_key, self.text_query = nn.Linear(image_width, s.width), nn.Linear(text_width, s.width)
+        self.image_key = sharpened(nn.Linear(image_width, s.width))
+        self.text_query = sharpened(nn.Linear(text_width, s.width))
         self.image_value, self.text_value = nn.Linear(image_width, s.width), nn.Linear(text_width, s.width)
         self.image_out, self.text_out = nn.Linear(s.width, image_width), nn.Linear(s.width, text_width)
         self.image_ffn, self.text_ffn = FeedForwardBlock(s, image_width), FeedForwardBlock(s, text_width)

@@ -49,16 +49,17 @@ def cost(case: Case, impl: str, patches: str = "linear") -> Cost:
     return patch + words + types + copy(tokens) + encoder_cost(s, s.image + s.text, s.width, impl)
 
 
-class LinearPatches(nn.Linear):
+class LinearPatches(nn.Module):
     """Pixels [B, 3, P, P·L] -> tokens [B, L, D]: cut into patches, then one Linear."""
 
     def __init__(self, size: int, width: int) -> None:
-        super().__init__(CHANNELS * size * size, width)
-        self.size = size
+        super().__init__()
+        self.size, self.embed = size, nn.Linear(CHANNELS * size * size, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         columns = pixels.view(*pixels.shape[:3], -1, self.size)  # [B, 3, P, L, P]
-        return super().forward(columns.permute(0, 3, 1, 2, 4).flatten(2))  # [B, L, 3·P·P] -> [B, L, D]
+        tokens: Tensor = self.embed(columns.permute(0, 3, 1, 2, 4).flatten(2))  # [B, L, 3·P·P] -> [B, L, D]
+        return tokens
 
 
 class ConvPatches(nn.Conv2d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ Only = Annotated[
     list[str] | None,
     typer.Option("--only", metavar="AXIS=VALUE,...", help="Keep only these values of an axis; may be repeated."),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Look at no more than this many cases.")]
+Limit = Annotated[int | None, typer.Option(min=1, max=10**12, help="Look at no more than this many cases.")]
 Plugin = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE.py", help="Load strategies from this Python file (it is run: trust it)."),
@@ -156,6 +157,8 @@ def plan(
     from .terminal import console
 
     console().print(plan_listing(chosen.title, jobs, skips, head or len(jobs)), soft_wrap=True)
+    if not jobs:
+        raise typer.Exit(NOTHING)
 
 
 @app.command()
@@ -209,6 +212,7 @@ def run(
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="The run folder to go on with.")],
+    plugin: Plugin = None,
     retry_failed: RetryFailed = False,
     report: WithReport = False,
     quiet: Quiet = False,
@@ -224,7 +228,10 @@ def resume(
     from . import session, terminal
 
     out = terminal.console(stderr=True)
-    prepared = launches.resume(run, retry_failed=retry_failed, warn=lambda problem: terminal.note(out, problem))
+    plugins = [str(path) for path in plugin or []]
+    prepared = launches.resume(
+        run, plugins=plugins, retry_failed=retry_failed, warn=lambda problem: terminal.note(out, problem)
+    )
     raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet))
 
 
@@ -302,10 +309,13 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Entry point: errors that are meant for the user are one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show × still shows the rest
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except FusionbenchError as error:
-        typer.echo(f"fusionbench: {error}", err=True)
+        typer.echo(f"fusionbench: {printable(str(error), 2000)}", err=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as missing:
         typer.echo(f"fusionbench: this needs the package '{missing.name}', which is not installed here", err=True)
@@ -315,3 +325,6 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has left; Python would complain at exit otherwise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        typer.echo(f"fusionbench: {printable(str(error))}", err=True)
+        sys.exit(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from .errors import StoreError
+from .errors import StoreError, printable
 
 REMEDIES = {
     errno.ENOSPC: "free some space and run again, finished jobs are kept",
@@ -44,6 +45,22 @@ def explained(doing: str) -> Iterator[None]:
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, "check the disk")
         raise StoreError(f"{doing}: {reason(error)}; {remedy}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process, until the block or the process ends; raises StoreError if another has it."""
+    with explained(f"cannot lock '{printable(str(folder))}'"):
+        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            shown = printable(str(folder))
+            raise StoreError(f"run '{shown}' is being measured by another process; wait, or use --fresh") from None
+        yield
+    finally:
+        os.close(file)
 
 
 def reason(error: OSError) -> str:

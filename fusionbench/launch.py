@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from . import registry, store, suite
+from .disk import locked
 from .environment import capture
 from .errors import FusionbenchError, printable
 from .plan import Plan
@@ -93,6 +94,7 @@ def new(
     """A launch of ``chosen`` (not yet narrowed). An unfinished run of the same suite, narrowing and budget is
     continued unless ``fresh``; raises FusionbenchError for names, values and jobs that do not exist."""
     load_plugins(plugins)
+    plugins = [str(Path(plugin).resolve()) for plugin in plugins]
     plan = _plan(chosen, only, limit, job)
     asked = {**only, **({JOB: [job]} if job else {})}
     found = None
@@ -114,15 +116,27 @@ def new(
     return Launch(plan, budget, tuple(plugins), capture(), folder, frozenset())
 
 
-def resume(folder: Path, *, retry_failed: bool = False, warn: Callable[[str], object]) -> Launch:
-    """The launch that goes on with the run in ``folder``, under the suite and the budget it began with."""
+def resume(
+    folder: Path, *, plugins: Sequence[str] = (), retry_failed: bool = False, warn: Callable[[str], object]
+) -> Launch:
+    """The launch that goes on with the run in ``folder``, under the suite and the budget it began with.
+
+    Its plugins must be named again: a run folder may come from elsewhere, and is not trusted to name code.
+    """
     manifest = store.read_manifest(folder)
+    plugins = [str(Path(plugin).resolve()) for plugin in plugins]
+    for plugin in manifest.plugins:
+        if plugin not in plugins:
+            name = printable(plugin)
+            raise FusionbenchError(
+                f"run '{folder}' used the plugin '{name}'; to run its code again add --plugin {name}"
+            )
     chosen = suite.parse(store.read_suite(folder), manifest.suite_name, str(folder / store.SUITE))
-    load_plugins(manifest.plugins)
+    load_plugins(plugins)
     only = {axis: values for axis, values in manifest.only.items() if axis != JOB}
     job = next(iter(manifest.only.get(JOB, [])), None)
     plan = _plan(chosen, only, manifest.limit, job)
-    return _continued(folder, plan, manifest.budget, manifest.plugins, retry_failed, warn)
+    return _continued(folder, plan, manifest.budget, plugins, retry_failed, warn)
 
 
 def _plan(chosen: suite.Suite, only: Mapping[str, Sequence[str]], limit: int | None, job: str | None) -> Plan:
@@ -152,7 +166,7 @@ def _continued(
 
 def execute(launch: Launch, engine: Engine, listener: Listener) -> Outcome:
     """Store a record for every skip, then measure what remains."""
-    with store.Writer(launch.folder, launch.environment) as writer:
+    with locked(launch.folder), store.Writer(launch.folder, launch.environment) as writer:
         skipped = 0
         for item in launch.remaining():
             if isinstance(item, Skip):

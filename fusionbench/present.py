@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from . import store
 from .errors import FusionbenchError
-from .suite import shipped
+from .suite import parse, shipped
+from .suite import read as read_suite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,10 +90,24 @@ def _frame(run: store.Run) -> pd.DataFrame:
 
 
 def _command(run: store.Run) -> str:
-    """The command that runs the suite of ``run`` again: a shipped one by name, another by the copy in the run."""
+    """The command that runs the suite of ``run`` again under the same budget: a shipped suite by name, another by
+    the copy in the run."""
     manifest = run.manifest
     if manifest is None:
         return "fusionbench run SUITE"
-    suite = manifest.suite_name if manifest.suite_name in shipped() else str(run.path / store.SUITE)
+    known = shipped().get(manifest.suite_name)
+    same = known is not None and read_suite(str(known)).hash == manifest.suite_hash
+    suite = manifest.suite_name if same else str(run.path / store.SUITE)
     plugins = [argument for path in manifest.plugins for argument in ("--plugin", path)]
-    return shlex.join(["fusionbench", "run", suite, *plugins])
+    return shlex.join(["fusionbench", "run", suite, *plugins, *_budget(run, manifest)])
+
+
+def _budget(run: store.Run, manifest: store.Manifest) -> list[str]:
+    """The options by which the run's budget differs from its suite's."""
+    try:
+        own = parse(store.read_suite(run.path), manifest.suite_name, store.SUITE).budget
+    except FusionbenchError:  # a damaged copy: the tables have said so
+        return []
+    options = {name: getattr(manifest.budget, name) for name in ("measure_s", "timeout_s", "threads", "seed")}
+    changed = {name: value for name, value in options.items() if value != getattr(own, name)}
+    return [text for name, value in changed.items() for text in (f"--{name.replace('_', '-')}", f"{value:g}")]

@@ -5,12 +5,16 @@ Facts only: samples are kept raw, and whatever follows from them is computed whe
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .spec import Job
+
+# Bounds of what a line may hold: results can come from elsewhere, and Arrow and pandas count in 64 bits.
+Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
 VERSION = 1  # of the wire format; a reader refuses a newer one
 
@@ -26,20 +30,20 @@ class Timing(Struct, frozen=True, kw_only=True, gc=False):
 
     timer: Literal["wall", "cuda_event", "cuda_graph", "kernel", "host"]
     cache: Literal["hot", "cold"]
-    loops: int
-    samples_ns: tuple[int, ...]
-    run_delay_ns: tuple[int, ...] = ()
+    loops: Positive
+    samples_ns: Annotated[tuple[Natural, ...], Meta(min_length=1)]
+    run_delay_ns: tuple[Natural, ...] = ()
     stop: Stop  # why sampling ended
-    first_call_ns: int  # the first call of all: lazy initialisation and compilation
-    warmup_calls: int
-    threads: int
+    first_call_ns: Natural  # the first call of all: lazy initialisation and compilation
+    warmup_calls: Natural
+    threads: Positive
 
 
 class Memory(Struct, frozen=True, kw_only=True, gc=False):
     """Peak bytes above what rests: the inputs and the weights."""
 
-    peak_bytes: int
-    resting_bytes: int
+    peak_bytes: Natural
+    resting_bytes: Natural
     meter: Literal["cuda_allocator", "cpu_profiler"]
 
 
@@ -47,7 +51,7 @@ class Energy(Struct, frozen=True, kw_only=True, gc=False):
     """Energy over a window of back-to-back calls."""
 
     joules: float
-    calls: int
+    calls: Natural
     window_s: float
     meter: Literal["nvml", "rapl"]
 
@@ -65,7 +69,7 @@ class Accuracy(Struct, frozen=True, kw_only=True, gc=False):
     """Errors against the reference, beside those of eager PyTorch in the same dtype (the yardstick)."""
 
     reference: Literal["fp64", "fp32"]
-    samples: int  # how many of the batch were compared
+    samples: Positive  # how many of the batch were compared
     output: Deviation
     yardstick: Deviation
     gradient: Deviation | None = None
@@ -75,11 +79,11 @@ class Accuracy(Struct, frozen=True, kw_only=True, gc=False):
 class Costs(Struct, frozen=True, kw_only=True, gc=False):
     """The closed-form cost of the job, at the sizes of its dtype. FLOPs are those of the whole mode."""
 
-    flops: int
-    params: int
-    min_bytes: int
-    activation_bytes: int
-    counted_flops: int | None = None  # by FlopCounterMode; None where it cannot see (compiled code)
+    flops: Natural
+    params: Natural
+    min_bytes: Natural
+    activation_bytes: Natural
+    counted_flops: Natural | None = None  # by FlopCounterMode; None where it cannot see (compiled code)
 
 
 class Record(Struct, frozen=True, kw_only=True, gc=False):
@@ -118,11 +122,11 @@ class Environment(Struct, frozen=True, kw_only=True, gc=False):
     torch: str
     triton: str
     cpu: str
-    cores: int
-    memory_bytes: int
+    cores: Natural
+    memory_bytes: Natural
     cpu_flags: tuple[str, ...] = ()  # those that decide which dtypes are native
     gpu: str = ""
-    gpu_count: int = 0
+    gpu_count: Natural = 0
     capability: str = ""
     driver: str = ""
     cuda: str = ""

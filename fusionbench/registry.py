@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from .cost import Cost
-from .errors import FusionbenchError, UnknownNameError
+from .errors import FusionbenchError, UnknownNameError, printable
 from .spec import NAME_PATTERN, Case
 
 Built = TypeVar("Built", bound=type[nn.Module])
@@ -67,7 +67,15 @@ class Strategy:
         return self.cost(case, impl, **self.options)
 
     def refusal(self, case: Case) -> str | None:
-        return self.refuses(case, **self.options) if self.refuses else None
+        if self.refuses is None:
+            return None
+        try:
+            reason = self.refuses(case, **self.options)
+        except Exception as error:
+            raise FusionbenchError(f"strategy '{self.name}': its refuses() raised {error!r}") from error
+        if reason is not None and not isinstance(reason, str):
+            raise FusionbenchError(f"strategy '{self.name}': its refuses() gave {reason!r}, not a reason or None")
+        return reason
 
     @functools.cached_property
     def source_files(self) -> tuple[Path, ...]:
@@ -166,5 +174,6 @@ def load_plugin(path: Path) -> None:
         spec.loader.exec_module(module)
     except FusionbenchError:
         raise
-    except Exception as error:
-        raise FusionbenchError(f"plugin '{path}' failed to load: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        what = printable(" ".join(str(error).split()), 300)
+        raise FusionbenchError(f"plugin '{path}' failed to load: {type(error).__name__}: {what}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.text import Text
 from . import launch, present, store
 from .collector import paused
 from .engines import local
-from .errors import printable
+from .errors import FusionbenchError, printable
 from .progress import Display, Outline, outline_box
 from .record import FAILED, Environment, Record
 from .terminal import console, note
@@ -29,7 +30,7 @@ def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool)
         finished = store.read(prepared.folder)
         _show(finished, out, sealed=outcome.signal == 0, report=report)
     if outcome.signal:
-        note(out, f"interrupted; everything finished is saved. Go on with: fusionbench resume {prepared.folder}")
+        note(out, f"interrupted; everything finished is saved. Go on with: {_resume(prepared)}")
         return 128 + outcome.signal
     return _verdict(finished.records, out)
 
@@ -44,8 +45,8 @@ def _show(finished: store.Run, out: Console, *, sealed: bool, report: bool) -> N
     for step in steps:
         try:
             step()
-        except ImportError as missing:
-            note(out, f"the results are saved in {finished.path}, but could not all be shown: {missing}")
+        except (ImportError, OSError, ValueError, FusionbenchError) as error:  # Arrow's errors are ValueErrors
+            note(out, f"the results are saved in {finished.path}, but could not all be shown: {error}")
 
 
 def _report(finished: store.Run) -> None:
@@ -71,6 +72,11 @@ def _outline(prepared: launch.Launch) -> Outline:
 def _machine(environment: Environment) -> str:
     parts = [environment.gpu, environment.cpu, f"{environment.cores} cores", f"torch {environment.torch}"]
     return printable(", ".join(part for part in parts if part))
+
+
+def _resume(prepared: launch.Launch) -> str:
+    plugins = [argument for path in prepared.plugins for argument in ("--plugin", path)]
+    return shlex.join(["fusionbench", "resume", str(prepared.folder), *plugins])
 
 
 def _verdict(records: Sequence[Record], out: Console) -> int:

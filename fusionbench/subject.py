@@ -34,7 +34,12 @@ class Subject:
 
     def outputs(self) -> tuple[Tensor, ...]:
         result = self.module(*self.inputs.args())
-        return result if isinstance(result, tuple) else (result,)
+        outputs = result if isinstance(result, tuple) else (result,)
+        if not outputs or not all(isinstance(t, Tensor) and t.numel() for t in outputs):
+            raise TypeError(
+                f"forward must return a tensor or a tuple of tensors, none empty, not {type(result).__name__}"
+            )
+        return outputs
 
     def gradients(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The gradients of inputs, then parameters, those that anything reaches."""

@@ -104,7 +104,7 @@ def read(source: str) -> Suite:
     try:
         data = path.read_bytes()[: MAX_BYTES + 1]
     except OSError as error:
-        raise SuiteError(f"{source}: cannot be read: {error.strerror}") from None
+        raise SuiteError(f"{printable(source)}: cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
         raise SuiteError(f"{source}: larger than {MAX_BYTES} bytes, which no suite needs")
     try:
@@ -120,7 +120,7 @@ def parse(text: str, name: str, source: str) -> Suite:
         raise SuiteError(f"{source}: file name '{printable(name)}' does not match {NAME_PATTERN}")
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one; a number of 5000 digits another
         raise SuiteError(f"{source}: not valid TOML: {str(error) or 'nested too deeply'}") from None
     _refuse_unknown_keys(data, source)
     try:
@@ -129,7 +129,7 @@ def parse(text: str, name: str, source: str) -> Suite:
         raise SuiteError(f"{source}: {_explain(str(error), data)}") from None
     for number, sweep in enumerate(file.sweep, 1):
         for table in (*sweep.include, *sweep.exclude):
-            _refuse_unknown(table, AXES, f"{source}: sweep {number}: filter")
+            _check_filter(table, sweep, f"{source}: sweep {number}: filter")
     return Suite(
         name=name,
         title=file.title,
@@ -155,6 +155,19 @@ def _refuse_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) 
     for key in table:
         if key not in known:
             raise SuiteError(f"{where} has unknown key '{printable(key)}'{nearest(key, known)}")
+
+
+def _check_filter(table: Filter, sweep: Sweep, where: str) -> None:
+    """A filter that names what the sweep does not have would silently keep or drop nothing."""
+    _refuse_unknown(table, AXES, where)
+    if not table:
+        raise SuiteError(f"{where} is empty and would match every case")
+    for axis, wanted in table.items():
+        known = {_text(value) for value in getattr(sweep, axis)}
+        for value in wanted if isinstance(wanted, list) else [wanted]:
+            if _text(value) not in known:
+                shown = printable(_text(value))
+                raise SuiteError(f"{where}: the sweep has no {axis} '{shown}'{nearest(shown, known)}")
 
 
 def _explain(message: str, data: Mapping[str, Any]) -> str:
@@ -255,10 +268,17 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder().glob("*.toml"))}
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system
+        return False
+
+
 def find(source: str) -> Path:
     """The file that ``source`` names: a path, or the name of a shipped suite. Raises SuiteError."""
     path = Path(source)
-    if path.is_file():
+    if len(source) < 1000 and _is_file(path):
         return path
     known = shipped()
     if source in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -15,7 +16,9 @@ def console(*, stderr: bool = False) -> Console:
     """A console that is 120 columns wide where its output is no terminal, and honours NO_COLOR and COLUMNS."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 120
-    return Console(stderr=stderr, width=width, highlight=False, emoji=False)
+    plain = bool(os.environ.get("NO_COLOR"))  # neither colour nor bold
+    system: Literal["auto"] | None = None if plain else "auto"
+    return Console(stderr=stderr, width=width, highlight=False, emoji=False, color_system=system)
 
 
 def note(out: Console, text: str) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -209,7 +210,7 @@ def test_ctrl_c_saves_what_is_finished_and_the_printed_command_goes_on(tmp_path:
     before = {record.job.key for record in store.read(run).records if record.status == "ok"}
     assert 2 <= len(before) < 40
 
-    again = started("resume", f"r/{run.name}", "--retry-failed", "-q", cwd=tmp_path)
+    again = started("resume", f"r/{run.name}", "--plugin", PLUGIN, "--retry-failed", "-q", cwd=tmp_path)
     records_in(tmp_path / "r", len(before) + 2)
     os.kill(again.pid, signal.SIGINT)
     time.sleep(0.1)
@@ -274,3 +275,70 @@ def test_a_bare_image_without_plotly_and_pyarrow_measures_and_says_what_it_could
     )
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert done.stderr.startswith("fusionbench: this needs the package 'plotly")
+
+
+def test_a_run_folder_is_not_trusted_to_name_code(fusionbench, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    Path("fine.toml").write_text(SLOW.replace('"slow"', '"fine"').replace(str(list(range(1, 41))), "[2]"))
+    fusionbench("run", "fine.toml", "--plugin", PLUGIN, "-q")
+    (run,) = (tmp_path / "results" / "runs").iterdir()
+    code, _, err = fusionbench("resume", str(run))
+    assert code == 2
+    assert f"used the plugin '{PLUGIN}'; to run its code again add --plugin {PLUGIN}" in err
+
+
+def test_two_runs_do_not_share_a_folder(fusionbench, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from fusionbench.disk import locked
+
+    fusionbench("run", "tiny.toml", "-q", "--only", "backends=eager")
+    (run,) = (tmp_path / "results" / "runs").iterdir()
+    with locked(run):
+        code, _, err = fusionbench("resume", str(run), "-q")
+    assert code == 2
+    assert "is being measured by another process; wait, or use --fresh" in err
+
+
+def test_an_export_follows_links_and_leaves_devices_alone(fusionbench, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    fusionbench("run", "tiny.toml", "-q", "--only", "backends=eager")
+    target, link = tmp_path / "target.csv", tmp_path / "link.csv"
+    target.write_text("old")
+    link.symlink_to(target)
+    assert fusionbench("show", "--csv", str(link))[0] == 0
+    assert link.is_symlink()
+    assert target.read_text().startswith("key,")
+    assert fusionbench("show", "--csv", "/dev/null")[0] == 0
+    assert Path("/dev/null").is_char_device()
+    code, _, err = fusionbench("show", "--csv", str(tmp_path))
+    assert (code, "cannot write" in err, "Traceback" in err) == (2, True, False)
+
+
+def test_a_line_with_absurd_numbers_is_damage_and_the_rest_is_read(fusionbench, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    fusionbench("run", "tiny.toml", "-q", "--only", "backends=eager")
+    (shard,) = (tmp_path / "results" / "runs").glob("*/shards/*.jsonl")
+    lines = shard.read_bytes().splitlines()
+    absurd = ((1, rb'"loops":\d+', b'"loops":0'), (2, rb'"peak_bytes":\d+', b'"peak_bytes":' + b"9" * 400))
+    for number, pattern, value in absurd:
+        body = re.sub(pattern, value, lines[number].rpartition(b"\t")[0])
+        lines[number] = body + b"\t" + f"{zlib.crc32(body):08x}".encode()
+    shard.write_bytes(b"\n".join(lines) + b"\n")
+    code, out, _ = fusionbench("show")
+    assert code == 6
+    assert f"{shard.name}:2: damaged" in out
+    assert f"{shard.name}:3: damaged" in out
+    assert "concat_attention" in out
+
+
+def test_a_plan_of_nothing_but_skips_says_so_in_its_exit_code(fusionbench) -> None:  # type: ignore[no-untyped-def]
+    assert fusionbench("plan", "tiny.toml", "--only", "backends=triton")[0] == 5
+
+
+def test_ctrl_c_while_the_workers_are_being_prepared_is_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "slow.toml").write_text(SLOW)
+    process = started("run", "slow.toml", "--plugin", PLUGIN, "--results", "r", cwd=tmp_path)
+    deadline = time.monotonic() + 30
+    while not list((tmp_path / "r").glob("*/shards/*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "Go on with: fusionbench resume" in err

@@ -43,6 +43,7 @@ def test_an_empty_run_can_be_sealed(tmp_path: Path) -> None:
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 _float = st.floats(allow_nan=False, allow_infinity=False)
 _int = st.integers(0, 2**63 - 1)
+_positive = st.integers(1, 2**63 - 1)
 _name = st.from_regex(NAME_PATTERN, fullmatch=True).filter(lambda name: not name.endswith("\n"))
 _shape = st.builds(Shape, **{n: st.integers(1, 1024) for n in Shape.__struct_fields__})
 _case = st.builds(
@@ -50,9 +51,13 @@ _case = st.builds(
 )
 _deviation = st.builds(Deviation, **{n: st.none() | _float for n in Deviation.__struct_fields__})
 _integers = st.lists(_int, max_size=8).map(tuple)
-_counts = dict.fromkeys(("loops", "first_call_ns", "warmup_calls", "threads"), _int)
-_timing = st.builds(Timing, samples_ns=_integers, run_delay_ns=_integers, **_counts)
-_accuracy = st.builds(Accuracy, samples=_int, output=_deviation, yardstick=_deviation, gradient=st.none() | _deviation)
+_counts = {"loops": _positive, "threads": _positive, "first_call_ns": _int, "warmup_calls": _int}
+_timing = st.builds(
+    Timing, samples_ns=st.lists(_int, min_size=1, max_size=8).map(tuple), run_delay_ns=_integers, **_counts
+)
+_accuracy = st.builds(
+    Accuracy, samples=_positive, output=_deviation, yardstick=_deviation, gradient=st.none() | _deviation
+)
 _record = st.builds(
     Record,
     job=st.builds(Job, strategy=_name, backend=_name, case=_case),

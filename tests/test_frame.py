@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from msgspec.structs import replace
 
 from fusionbench.record import Accuracy, Costs, Deviation, Environment, Memory, Record, Timing
 from fusionbench.report.frame import frame
@@ -108,6 +109,14 @@ def test_of_two_records_of_one_job_the_newer_counts() -> None:
     old = Record(job=job(), status="oom", started_at="2026-01-01T00:00:00Z", environment="e")
     new = Record(job=job(), status="ok", time=timing(9), started_at="2026-01-02T00:00:00Z", environment="e")
     assert latest(frame([new, old], {}))["status"].tolist() == ["ok"]
+    failed = Record(job=job(), status="oom", started_at="2026-01-03T00:00:00Z", environment="e")
+    assert latest(frame([new, failed], {}))["status"].tolist() == ["oom"]
+
+
+def test_one_job_under_different_threads_is_two_results() -> None:
+    one = Record(job=job(), status="ok", time=timing(9), started_at="2026-01-01T00:00:00Z", environment="e")
+    two = replace(one, time=replace(timing(8), threads=2), started_at="2026-01-02T00:00:00Z")
+    assert latest(frame([one, two], {}))["threads"].tolist() == [1, 2]
 
 
 def test_environment_of_a_gpu_job_names_the_gpu() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fusionbench.errors import StoreError
 from fusionbench.record import Record
 from fusionbench.report import page
 from fusionbench.report.frame import frame
@@ -78,7 +79,7 @@ def test_no_records_still_make_a_page(tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = written(tmp_path, smoke())
     monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "no space left")))
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StoreError, match="no space"):
         written(tmp_path, smoke(), title="new")
     monkeypatch.undo()
     assert (tmp_path / "r.html").read_text("utf-8") == before

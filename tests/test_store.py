@@ -58,12 +58,12 @@ timings = st.builds(
     Timing,
     timer=st.sampled_from(["wall", "cuda_event"]),
     cache=st.sampled_from(["hot", "cold"]),
-    loops=naturals,
-    samples_ns=st.lists(naturals, max_size=40).map(tuple),
+    loops=st.integers(1, 2**62),
+    samples_ns=st.lists(naturals, min_size=1, max_size=40).map(tuple),
     stop=st.sampled_from(["precise", "budget"]),
     first_call_ns=naturals,
     warmup_calls=naturals,
-    threads=naturals,
+    threads=st.integers(1, 4096),
 )
 records = st.builds(
     record,

@@ -13,7 +13,7 @@ import tempfile
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
@@ -28,6 +28,8 @@ NURSERY = "fusionbench.engines.nursery"
 TAIL_BYTES = 64_000
 INTERRUPT_GRACE_S = 5.0  # after Ctrl-C, how long a running job may take to finish its sample
 
+_ENDING = {signal.SIGINT, signal.SIGTERM}
+
 _encoder = msgspec.json.Encoder()
 _context = multiprocessing.get_context("forkserver")
 
@@ -41,8 +43,14 @@ def start_server() -> None:
     # Else torch asks the CUDA driver itself whether there is a device, after which no fork may use it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     _context.set_forkserver_preload([NURSERY])
-    with _no_main():
-        forkserver.ensure_running()
+    # Blocked until a worker listens: Ctrl-C reaches the whole process group, and the server is still importing.
+    resource_tracker.ensure_running()  # first: when it starts, it unblocks these signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        with _no_main():
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -189,7 +197,9 @@ class Worker:
 
 def _enter(pipe: Connection, log_path: str, plugins: tuple[str, ...]) -> None:
     """The worker's first step: die with the runner, print into its log, then serve."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until serve() listens: Ctrl-C reaches the whole group
+    for number in _ENDING:  # SIGINT until serve() listens, SIGTERM for good: the runner ends its workers itself
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     _die_with_parent()
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND)
     sys.stdout.flush()

@@ -8,10 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..disk import explained
+from ..errors import printable
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and is removed when not."""
+    """A temporary path beside ``path`` that takes its place when the block ends well, and is removed when not.
+
+    A link is followed, and what is no regular file (a device, a pipe) is written as it is. Raises StoreError.
+    """
+    with explained(f"cannot write '{printable(str(path))}'"):
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file() and not target.is_dir():
+            yield target
+        else:
+            yield from _replacing(target)
+
+
+def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)

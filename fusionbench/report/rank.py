@@ -9,9 +9,16 @@ GROUP = ["case", "environment", "timer", "cache", "threads"]
 
 
 def latest(frame: pd.DataFrame) -> pd.DataFrame:
-    """The newest record of each job in each environment: code that was measured twice counts once."""
+    """The newest record of each job in each environment: code that was measured twice counts once.
+
+    A job that was timed in several ways (threads, timer, cache) keeps the newest of each, unless it failed since.
+    """
     order = frame.sort_values("started_at", kind="stable")
-    return order.drop_duplicates(["key", "environment"], keep="last").sort_index()
+    newest = order.drop_duplicates(["key", "environment"], keep="last")
+    each_way = order.drop_duplicates(["key", *GROUP[1:]], keep="last")
+    timed = pd.MultiIndex.from_frame(newest.loc[newest["timer"].notna(), ["key", "environment"]])
+    also = each_way["timer"].notna() & pd.MultiIndex.from_frame(each_way[["key", "environment"]]).isin(timed)
+    return order.loc[newest.index.union(each_way.index[also])].sort_index()
 
 
 def ranked(frame: pd.DataFrame) -> pd.DataFrame:

@@ -84,6 +84,7 @@ def _heading(row: pd.Series, several: bool, width: int) -> list[Text]:
     facts += [f"padding {row['padding']:g}"] if row["padding"] else []
     facts += [f"depth {row['depth']}"] if row["depth"] != 1 else []
     facts += [f"ffn {row['ffn']}"] if row["ffn"] != 4 else []
+    facts += [f"{row['threads']} threads"] if row["threads"] > 1 else []
     facts += [str(row["machine"])] if several else []
     return [_line(tokens, width, "bold"), _line(" · ".join(map(str, facts)), width)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from .engines import local
 from .errors import FusionbenchError, printable
 from .progress import Display, Outline, outline_box
 from .record import FAILED, Environment, Record
+from .runner import Outcome
 from .terminal import console, note
 
 EXIT_FAILED, EXIT_NOTHING = 3, 5
@@ -21,18 +23,27 @@ EXIT_FAILED, EXIT_NOTHING = 3, 5
 
 def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool) -> int:
     """Run what was prepared, show and seal it; returns the exit code."""
-    outline = _outline(prepared)
-    if not quiet:
-        out.print(outline_box(outline))
-    with Display(out, outline.jobs, quiet) as display:
-        outcome = launch.execute(prepared, local.run, display)
+    resume = f"everything finished is saved. Go on with: {_resume(prepared)}"
+    try:
+        outcome = _measure(prepared, out, quiet)
+    except KeyboardInterrupt:  # before the first job, or between two steps
+        note(out, f"interrupted; {resume}")
+        return 128 + signal.SIGINT
     with paused():
         finished = store.read(prepared.folder)
         _show(finished, out, sealed=outcome.signal == 0, report=report)
     if outcome.signal:
-        note(out, f"interrupted; everything finished is saved. Go on with: {_resume(prepared)}")
+        note(out, f"interrupted; {resume}")
         return 128 + outcome.signal
     return _verdict(finished.records, out)
+
+
+def _measure(prepared: launch.Launch, out: Console, quiet: bool) -> Outcome:
+    outline = _outline(prepared)
+    if not quiet:
+        out.print(outline_box(outline))
+    with Display(out, outline.jobs, quiet) as display:
+        return launch.execute(prepared, local.run, display)
 
 
 def _show(finished: store.Run, out: Console, *, sealed: bool, report: bool) -> None:

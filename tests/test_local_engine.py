@@ -46,7 +46,7 @@ def test_a_fault_costs_one_job_and_the_next_one_runs(strategy: str, status: str,
     assert faulty.status == status
     assert reason in faulty.reason
     assert "\n" not in faulty.reason
-    assert faulty.phase == ("run" if status == "crash" else "accuracy")
+    assert faulty.phase == ("run" if status == "crash" else "first call")
     assert fine.status == "ok"
 
 

@@ -129,12 +129,20 @@ def test_twice_the_error_of_eager_passes_and_more_does_not() -> None:
 
 
 def test_each_tensor_is_held_against_its_own_yardstick() -> None:
-    truth = [*tensors(1000.0), *tensors(1.0)]
-    eager = [*tensors(1001.0), *tensors(1.0001)]
-    assert accuracy.verdict([*tensors(1001.5), *tensors(1.0001)], eager, truth, NONE, 2.0) is None
-    wrong = accuracy.verdict([*tensors(1001.0), *tensors(1.5)], eager, truth, NONE, 2.0)
+    many = (1.0,) * accuracy.FEW
+    truth = [torch.tensor(many, dtype=torch.float64) * 1000, torch.tensor(many, dtype=torch.float64)]
+    eager = [truth[0] + 1, truth[1] + 0.0001]
+    assert accuracy.verdict([truth[0] + 1.5, truth[1] + 0.0001], eager, truth, NONE, 2.0) is None
+    wrong = accuracy.verdict([truth[0] + 1, truth[1] + 0.5], eager, truth, NONE, 2.0)
     assert wrong is not None
     assert wrong.startswith("tensor 2 of 2: max error 0.5")
+
+
+def test_a_single_number_is_held_against_eagers_largest_error_anywhere() -> None:
+    truth = [torch.ones(1000, dtype=torch.float64), *tensors(1.0)]
+    lucky = [truth[0] + 0.01, *tensors(1.0)]
+    assert accuracy.verdict([truth[0] + 0.01, *tensors(1.015)], lucky, truth, NONE, 2.0) is None
+    assert accuracy.verdict([truth[0] + 0.01, *tensors(1.025)], lucky, truth, NONE, 2.0) is not None
 
 
 def test_where_eager_is_exact_the_order_of_summation_is_allowed_for() -> None:

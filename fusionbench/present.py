@@ -98,8 +98,12 @@ def _command(run: store.Run) -> str:
     known = shipped().get(manifest.suite_name)
     same = known is not None and read_suite(str(known)).hash == manifest.suite_hash
     suite = manifest.suite_name if same else str(run.path / store.SUITE)
-    plugins = [argument for path in manifest.plugins for argument in ("--plugin", path)]
-    return shlex.join(["fusionbench", "run", suite, *plugins, *_budget(run, manifest)])
+    return shlex.join(["fusionbench", "run", suite, *plugin_options(manifest.plugins), *_budget(run, manifest)])
+
+
+def plugin_options(plugins: Sequence[str]) -> list[str]:
+    """The plugins of a run as command-line arguments."""
+    return [argument for path in plugins for argument in ("--plugin", path)]
 
 
 def _budget(run: store.Run, manifest: store.Manifest) -> list[str]:

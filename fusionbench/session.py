@@ -86,8 +86,7 @@ def _machine(environment: Environment) -> str:
 
 
 def _resume(prepared: launch.Launch) -> str:
-    plugins = [argument for path in prepared.plugins for argument in ("--plugin", path)]
-    return shlex.join(["fusionbench", "resume", str(prepared.folder), *plugins])
+    return shlex.join(["fusionbench", "resume", str(prepared.folder), *present.plugin_options(prepared.plugins)])
 
 
 def _verdict(records: Sequence[Record], out: Console) -> int:

@@ -98,8 +98,6 @@ def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> 
             subject = build(job, impl, backend, budget.seed)
         with phases.enter("first call"):
             first_call_ns = time.first_call(subject.call, device)
-        if backend.compiles and "Torch-Compiled" not in memory.trace(subject.call)[1]:
-            raise RuntimeError(f"backend '{backend.name}' ran without compiling")
         with phases.enter("accuracy"):
             errors, problem = check(job, subject, budget)
         if problem is not None:
@@ -108,6 +106,8 @@ def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> 
             timing = time.measure(subject.call, budget, device, lambda: interrupt.asked, first_call_ns)
         with phases.enter("memory"):
             used, kernels = memory.measure(subject.call, device, subject.resting_bytes)
+        if backend.compiles and "Torch-Compiled" not in kernels:
+            raise RuntimeError(f"backend '{backend.name}' ran without compiling")
         with phases.enter("flops"):
             counted = None if backend.compiles else flops.count_flops(subject.call).flops
     costs = closed_form(job, impl, counted)

@@ -1,0 +1,1 @@
+"""The Triton code itself; nothing here is imported until a kernel is launched."""

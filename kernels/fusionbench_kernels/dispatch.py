@@ -1,0 +1,132 @@
+"""Which attention kernel a call gets: the heuristic, written down, and the choice it made, to be shown.
+
+1. ``resident`` where the table has a row that holds all keys (at most 256) of this head size in one program: no
+   online softmax, K and V loaded once per program.
+2. ``split`` where a tile of queries per program would leave multiprocessors idle (fewer than 0.8 programs each)
+   and there are more than four tiles of keys, each split keeping two or more. The number of splits is the smallest
+   whose waves of programs are at least 85 % as full as the best one's (FlashAttention-3's rule, hopper/heuristics.h).
+3. ``streaming`` everywhere else. Where heads share keys (GQA) and a head's queries fill less than half of a tile, the
+   heads of a group are packed into one tile.
+
+``descriptor`` is never chosen, only asked for, until its figures on a GPU say otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+
+from .names import Variant
+from .runtime import Target, cdiv, power_of_two
+from .table import Config, find, require
+
+MAX_HEAD_DIM = 256
+RESIDENT_KEYS = 256
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel of a call: its variant, how many programs share a row's keys, and the block sizes."""
+
+    variant: Variant
+    config: Config
+    splits: int = 1
+    packed: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the choice depends on."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    bytes: int  # of an element
+
+    @classmethod
+    def of(cls, q: torch.Tensor, k: torch.Tensor) -> Sizes:
+        batch, heads, queries, head_dim = q.shape
+        return cls(batch, heads, k.shape[1], queries, k.shape[2], head_dim, q.element_size())
+
+    @property
+    def row(self) -> dict[str, int]:
+        """The names that the table's rows bound."""
+        return {"head_dim": self.head_dim, "bytes": self.bytes, "queries": self.queries, "keys": self.keys}
+
+
+def choose(sizes: Sizes, target: Target, variant: Variant = "auto", splits: int = 0) -> Choice:
+    """The kernel for these sizes; ``variant`` forces one, ``splits`` (with ``split``) their number.
+
+    Raises ValueError where the forced variant cannot run these sizes.
+    """
+    if variant not in get_args(Variant):
+        raise ValueError(f"no attention kernel '{variant}' (has: {', '.join(get_args(Variant))})")
+    if variant in ("auto", "resident"):
+        config = find("resident_forward", target.arch, **sizes.row) if 0 < sizes.keys <= RESIDENT_KEYS else None
+        if config is not None:
+            return Choice("resident", config, reason=f"{sizes.keys} keys stay in one program")
+        if variant == "resident":
+            raise ValueError(
+                f"variant 'resident' holds 1 to {RESIDENT_KEYS} keys in one program and has no room for "
+                f"{sizes.keys} keys of head dim {sizes.head_dim} (use 'auto')"
+            )
+    if variant == "descriptor":
+        return Choice("descriptor", require("descriptor_forward", target.arch, **sizes.row), reason="asked for")
+    config = require("streaming_forward", target.arch, **sizes.row)
+    block_q, block_k = config.blocks["BLOCK_Q"], config.blocks["BLOCK_K"]
+    group = sizes.heads // sizes.kv_heads
+    packed = group > 1 and sizes.queries * 2 <= block_q
+    rows, heads = (sizes.queries * group, sizes.kv_heads) if packed else (sizes.queries, sizes.heads)
+    programs = sizes.batch * heads * cdiv(rows, block_q)
+    wanted = splits or (split_count(programs, cdiv(sizes.keys, block_k), target.multiprocessors))
+    if variant == "split" or (variant == "auto" and wanted > 1):
+        wanted = max(1, min(wanted, cdiv(sizes.keys, block_k)))
+        why = f"{programs} programs for {target.multiprocessors} multiprocessors"
+        return Choice("split", config, wanted, packed, why if splits == 0 else "asked for")
+    return Choice("streaming", config, 1, packed, "as many programs as the device holds, or too few keys to split")
+
+
+def split_count(programs: int, key_tiles: int, multiprocessors: int) -> int:
+    """Over how many programs to spread a row's keys; 1 where it would not pay."""
+    if programs == 0 or programs >= 0.8 * multiprocessors or key_tiles <= 4:
+        return 1
+    most = max(1, min(128, key_tiles // 2, multiprocessors))
+    # Two counts that cut the keys into pieces of equal size do the same work: keep the smaller.
+    pieces = {cdiv(key_tiles, n): n for n in range(most, 0, -1)}
+    full = {n: _fullness(programs * n / multiprocessors) for n in pieces.values()}
+    best = max(full.values())
+    return min(n for n, value in full.items() if value >= 0.85 * best)
+
+
+def _fullness(waves: float) -> float:
+    """Which share of the last wave's places is taken."""
+    return waves / -(-waves // 1)
+
+
+def head_tiles(head_dim: int, config: Config) -> tuple[int, int]:
+    """(main, tail) columns of a head: 80 is 64 + 16 where the configuration splits heads, else 128 + 0.
+
+    A product needs at least 16 columns, and Triton's tiles are powers of two.
+    """
+    padded = max(16, power_of_two(head_dim))
+    main = padded // 2
+    tail = max(16, power_of_two(head_dim - main)) if head_dim < padded else 0
+    if config.split_heads and tail and head_dim > 32 and main + tail <= 0.8 * padded:
+        return main, tail
+    return padded, 0
+
+
+def key_tiles(keys: int, config: Config) -> tuple[int, int]:
+    """(main, tail) keys of the resident kernel: 77 is 64 + 16 where the configuration splits keys, else 128 + 0."""
+    padded = max(16, power_of_two(keys))
+    main = padded // 2
+    tail = max(16, power_of_two(keys - main)) if keys < padded else 0
+    if config.split_keys and tail and main >= 16 and main + tail <= 0.8 * padded:
+        return main, tail
+    return padded, 0

@@ -1,0 +1,7 @@
+"""The words a caller can choose between."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Variant = Literal["auto", "streaming", "resident", "split", "descriptor"]

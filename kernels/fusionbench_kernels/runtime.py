@@ -1,0 +1,142 @@
+"""Where a call runs: Triton on a GPU, Triton's interpreter when asked for, plain PyTorch everywhere else."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .table import Config
+
+# Triton reads this when a kernel is decorated, that is at import: changing it later has no effect.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+# The interpreter computes on the raw bits of bf16 and rounds fp8 wrongly (triton #11584, #10945), so it gets neither.
+_INTERPRETER_DTYPES = frozenset({torch.float32, torch.float16, torch.int8})
+_GPU_DTYPES = _INTERPRETER_DTYPES | {torch.bfloat16, torch.float8_e4m3fn}
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton can be imported (it exists for Linux only)."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def uses_triton(*tensors: Tensor) -> bool:
+    """Whether a call on these tensors launches Triton kernels; otherwise plain PyTorch computes the same."""
+    if not has_triton():
+        return False
+    if tensors[0].device.type == "cuda":
+        return all(x.dtype in _GPU_DTYPES for x in tensors)
+    if recording():
+        return True
+    return INTERPRETED and tensors[0].device.type == "cpu" and all(x.dtype in _INTERPRETER_DTYPES for x in tensors)
+
+
+# --- what the device is --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a configuration depends on: the chip's architecture and how many multiprocessors it has."""
+
+    arch: str  # sm_90, gfx942, … or "interpreter"
+    multiprocessors: int
+
+
+_target: ContextVar[Target | None] = ContextVar("target", default=None)
+
+
+def target(device: torch.device) -> Target:
+    """The target of a device; inside ``compiling_for`` the one given there."""
+    forced = _target.get()
+    return forced if forced is not None else _device_target(device.type, device.index or 0)
+
+
+@functools.cache
+def _device_target(kind: str, index: int) -> Target:
+    if kind != "cuda":
+        return Target("interpreter", 4)
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        return Target(properties.gcnArchName.partition(":")[0], properties.multi_processor_count)
+    return Target(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
+
+
+# --- launching -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch as it was asked for: enough to compile it without a device."""
+
+    kernel: Any  # a triton.JITFunction
+    programs: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    config: Config
+
+
+_recorder: ContextVar[Callable[[Launch], None] | None] = ContextVar("recorder", default=None)
+
+
+@contextmanager
+def compiling_for(target: Target, record: Callable[[Launch], None]) -> Iterator[None]:
+    """Give every launch in this block to ``record`` instead of a device, configured for ``target``.
+
+    Host functions run as always, on tensors of device ``meta``.
+    """
+    tokens = _target.set(target), _recorder.set(record)
+    try:
+        yield
+    finally:
+        _target.reset(tokens[0])
+        _recorder.reset(tokens[1])
+
+
+def recording() -> bool:
+    return _recorder.get() is not None
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **constants: Any) -> None:
+    """Start ``programs`` programs of a kernel in one dimension, on the device of its first tensor.
+
+    ``constants`` are its constexpr parameters beyond the config's blocks. No program, no launch.
+    """
+    if programs == 0:
+        return
+    record = _recorder.get()
+    if record is not None:
+        record(Launch(kernel, programs, arguments, constants, config))
+        return
+    device = next(x.device for x in arguments if isinstance(x, Tensor))
+    # Entering torch.cuda.device costs microseconds, so only where the current device is another one.
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        kernel[(programs,)](
+            *arguments, **config.blocks, **constants, num_warps=config.num_warps, num_stages=config.num_stages
+        )
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How products of fp32 are computed: as PyTorch's own matmul setting says; other types have no choice."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least ``n``."""
+    return 1 << max(0, n - 1).bit_length()

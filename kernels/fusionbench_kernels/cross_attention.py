@@ -258,7 +258,7 @@ def _streaming(
 def _combine(part: Tensor, part_lse: Tensor, out: Tensor, lse: Tensor) -> None:
     from .device.attention_forward import combine
 
-    batch, heads, queries, head_dim = out.shape
+    _, heads, queries, head_dim = out.shape
     width, rows = power_of_two(head_dim), lse.numel()
     config = require("combine", target(out.device).arch, head_dim=head_dim)
     launch(
@@ -327,7 +327,7 @@ def backward(
 def _delta(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
     from .device.attention_backward import backward_delta
 
-    batch, heads, queries, head_dim = out.shape
+    _, heads, queries, head_dim = out.shape
     delta = out.new_empty(out.shape[:3], dtype=torch.float32)
     config = require("backward_delta", target(out.device).arch, head_dim=head_dim)
     launch(

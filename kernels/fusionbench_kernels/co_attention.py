@@ -38,7 +38,7 @@ def co_attention(
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]:
     """softmax over image(S) V_image and softmax over text(Sᵀ) V_text of one S = X_text X_imageᵀ·scale; differentiable.
 
-    x_text, v_text [B, H, Lt, d], x_image, v_image [B, H, Li, d], any strides, d 8 … 256; float32, float16, bfloat16
+    x_text, v_text [B, H, Lt, d], x_image, v_image [B, H, Li, d], any strides, d up to 256; float32, float16, bfloat16
     (float64 in plain PyTorch). Masks [B, L] bool, True at tokens that take part. ``scale`` defaults to 1/√d.
 
     The outputs are those of two attention calls, (x_text, x_image, v_image) with the image mask as key padding and

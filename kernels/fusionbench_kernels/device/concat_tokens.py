@@ -11,7 +11,7 @@ def concat_tokens(
     a_ptr, b_ptr, out_ptr, sab, sal, sad, sbb, sbl, sbd, LA, LENGTH, ROWS,
     WIDTH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the ROWS = B·LENGTH rows of out [B, LENGTH, WIDTH]: the first LA of a sample from a, the others from b."""
+    """A tile of the ROWS = B·LENGTH rows of out [B, LENGTH, WIDTH]: a sample's first LA from a, the others from b."""
     columns_of = tl.cdiv(WIDTH, BLOCK_D)
     rows = (tl.program_id(0) // columns_of).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = (tl.program_id(0) % columns_of) * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)

@@ -173,7 +173,7 @@ def kept_bytes(module: nn.Module, given: Inputs) -> int:
 class Traffic(TorchDispatchMode):
     """Elements that matrix products, attention, softmax over scores, cat and look-ups read and write."""
 
-    MOVERS = frozenset({"mm", "addmm", "bmm", "convolution", "cat", "embedding"})
+    MOVERS = frozenset({"mm", "addmm", "bmm", "convolution", "cat", "concat_tokens_forward", "embedding"})
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

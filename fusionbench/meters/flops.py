@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fusionbench_kernels  # noqa: F401 - registers its operators and their formulas
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+import fusionbench_kernels  # noqa: F401 - registers its operators and their formulas
 
 aten = torch.ops.aten
 kernels = torch.ops.fusionbench_kernels

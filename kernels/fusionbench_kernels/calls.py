@@ -13,6 +13,7 @@ from torch import Tensor
 from .co_attention import Output, Side
 from .co_attention import backward as co_backward
 from .co_attention import forward as co_forward
+from .concat_tokens import forward as concat_tokens
 from .cross_attention import _backward_keys, _backward_queries, _combine, backward, forward
 from .names import Variant
 
@@ -76,7 +77,7 @@ def _co_backward(where: Where) -> None:
     co_backward(text, image, of_text, of_image, 0.125, "fused")
 
 
-CALLS: dict[str, Callable[[Where], None]] = {
+CALLS: dict[str, Callable[[Where], object]] = {
     "streaming_forward": _forward("streaming"),
     "resident_forward": _forward("resident"),
     "combine": lambda where: _combine(
@@ -89,6 +90,7 @@ CALLS: dict[str, Callable[[Where], None]] = {
     "co_backward": _co_backward,
     # More text than the one-pass backward holds, where a row of it would be found first.
     "co_backward_side": lambda where: _co_backward({"short": 256 if where.get("head_dim", 0) <= 64 else 64, **where}),
+    "concat_tokens": lambda where: concat_tokens(tensor(BATCH, LONG, 768), tensor(BATCH, 64, 768)),
     "backward_delta": _backward,
     "backward_keys": _two_pass_backward,
     "backward_queries": _two_pass_backward,

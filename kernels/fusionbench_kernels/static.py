@@ -31,7 +31,8 @@ MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
 # What tells a good compilation from a bad one: tensor-core products, asynchronous copies, spills' loads and stores.
 _COUNTED = {
     "HGMMA": r"\bHGMMA", "IGMMA": r"\bIGMMA", "QGMMA": r"\bQGMMA", "HMMA": r"\bHMMA", "IMMA": r"\bIMMA",
-    "tcgen05": r"\bUTC\w*MMA", "MFMA": r"\bv_mfma", "TMA": r"\bUTMA", "LDGSTS": r"\bLDGSTS", "MUFU": r"\bMUFU",
+    "tcgen05": r"\bUTC\w*MMA", "MFMA": r"\bv_mfma", "TMA": r"\bUTMA", "UTMALDG": r"\bUTMALDG",
+    "LDGSTS": r"\bLDGSTS", "MUFU": r"\bMUFU",
     "USETMAXREG": r"\bUSETMAXREG", "atomics": r"\b(RED|ATOM|ATOMG|UTMAREDG|global_atomic\w*)\b",
 }  # fmt: skip
 
@@ -99,14 +100,19 @@ def profiles(
 def _profile_row(which: tuple[str, str, int]) -> Profile:
     arch, kernel, index = which
     where, config = table.rows(arch)[kernel][index]
-    shown = {**config.blocks, "num_warps": config.num_warps, "num_stages": config.num_stages}
-    shown |= {name: True for name in ("split_heads", "split_keys") if getattr(config, name)}
+    shown = as_shown(config)
     empty = Profile(kernel, arch, index, where, shown)
     try:
         return compiled(the_launch(kernel, arch, where, config), arch, empty)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), "").strip()
         return Profile(kernel, arch, index, where, shown, error=f"{type(error).__name__}: {reason}"[:300])
+
+
+def as_shown(config: Config) -> dict[str, Any]:
+    """A configuration as a profile holds it."""
+    shown = {**config.blocks, "num_warps": config.num_warps, "num_stages": config.num_stages}
+    return shown | {name: True for name in ("split_heads", "split_keys") if getattr(config, name)}
 
 
 def the_launch(kernel: str, arch: str, where: Mapping[str, int], config: Config) -> Launch:
@@ -125,10 +131,15 @@ def compiled(launch: Launch, arch: str, profile: Profile) -> Profile:
     """``profile`` with the figures of the compiled binary."""
     import triton
 
-    binary = triton.compile(*_source_and_target(launch, arch))
-    instructions, registers, spills, size = (_read_amdgcn if arch.startswith("gfx") else _read_cubin)(binary.asm)
+    return profile_of(triton.compile(*_source_and_target(launch, arch)), profile)
+
+
+def profile_of(binary: Any, profile: Profile) -> Profile:
+    """``profile`` with the figures of a kernel that Triton compiled for its architecture."""
+    read = _read_amdgcn if profile.arch.startswith("gfx") else _read_cubin
+    instructions, registers, spills, size = read(binary.asm)
     return Profile(
-        profile.kernel, arch, profile.row, profile.where, profile.config, registers, spills,
+        profile.kernel, profile.arch, profile.row, profile.where, profile.config, registers, spills,
         binary.metadata.shared, size, instructions,
     )  # fmt: skip
 

@@ -157,7 +157,7 @@ def _source_and_target(launch: Launch, arch: str) -> tuple[Any, Any, dict[str, A
             signature[parameter.name] = "constexpr"
             continue
         value = next(arguments)
-        signature[parameter.name], divisible = _type(value)
+        signature[parameter.name], divisible = _type(value, not parameter.do_not_specialize)
         if signature[parameter.name] == "constexpr":
             constants[parameter.name] = value
         elif divisible:
@@ -168,7 +168,7 @@ def _source_and_target(launch: Launch, arch: str) -> tuple[Any, Any, dict[str, A
     return source, target, {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
 
 
-def _type(value: Any) -> tuple[str, bool]:
+def _type(value: Any, specialised: bool = True) -> tuple[str, bool]:
     """The type in a kernel's signature and whether 16 divides it, as Triton's launcher specialises arguments."""
     if value is None:
         return "constexpr", False
@@ -179,9 +179,9 @@ def _type(value: Any) -> tuple[str, bool]:
         return "*" + names.get(value.dtype, short), value.storage_offset() * value.element_size() % 16 == 0
     if isinstance(value, float):
         return "fp32", False
-    if value == 1:
+    if specialised and value == 1:
         return "constexpr", False
-    return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+    return "i32" if -(2**31) <= value < 2**31 else "i64", specialised and value % 16 == 0
 
 
 def _read_cubin(asm: Mapping[str, Any]) -> tuple[dict[str, int], int, int, int]:

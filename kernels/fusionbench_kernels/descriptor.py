@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .runtime import cdiv, launch, power_of_two, precision, recording
+from .runtime import cdiv, launch, power_of_two, precision, recording, target
 from .table import Config
 
 TMA_BYTES = 16  # what base addresses and strides of a tensor descriptor must be multiples of
@@ -36,7 +36,7 @@ def descriptor_launch(
         faults = faults_on(q.device, config, q.shape[-1], q.dtype)
         if faults:
             raise RuntimeError(
-                f"variant 'descriptor' failed its check on {torch.cuda.get_device_name(q.device)} and is not used: "
+                f"variant 'descriptor' failed its check on this {target(q.device).arch} device and is not used: "
                 f"{'; '.join(faults)} (use variant 'streaming')"
             )
     run(q, k, v, out, lse, lens, scale, config)

@@ -99,7 +99,7 @@ def test_the_guard_sees_spills_and_too_much_shared_memory():
         "8 bytes of registers spilled",
         "232449 bytes of shared memory; there are 232448",
     ]
-    assert descriptor_check.engaged(replace(seen, error="no")) == ["does not compile: no"]
+    assert descriptor_check.engaged(replace(seen, error="no")) == ["no binary to look at: no"]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "gfx942"])

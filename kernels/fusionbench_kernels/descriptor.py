@@ -113,10 +113,18 @@ def run(
         lambda: launch(
             descriptor_forward, batch * heads * cdiv(queries, config.blocks["BLOCK_Q"]), q, k, v, out, lse, lens,
             *_strides(q), *_strides(k), *_strides(v), *_strides(out), scale, heads, heads // k.shape[1], queries, keys,
-            config=config, HEAD_DIM=head_dim, WIDTH=max(16, power_of_two(head_dim)), HAS_LENS=lens is not None,
+            config=config, HEAD_DIM=head_dim, WIDTH=width(head_dim), HAS_LENS=lens is not None,
             EVEN=lens is None and keys % config.blocks["BLOCK_K"] == 0, PRECISION=precision(q.dtype),
         )
     )  # fmt: skip
+
+
+def width(head_dim: int) -> int:
+    """The columns of a tile; those beyond the head dim are filled with zeros.
+
+    At least 64: narrower tiles in kernels of two products have read outside of shared memory on sm_90 (triton #10486).
+    """
+    return max(64, power_of_two(head_dim))
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:

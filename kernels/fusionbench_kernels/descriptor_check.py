@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import descriptor, reference
-from .runtime import Launch, compiling_for, power_of_two, target
+from .runtime import Launch, compiling_for, target
 from .static import Profile, as_shown, profile_of
 from .table import SHARED_MEMORY_BYTES, Config, rows, table_of
 
@@ -66,7 +66,7 @@ def engaged(profile: Profile) -> list[str]:
     """What shows that the binary is not the one intended; empty where TMA and, if asked for, specialisation engaged."""
     config, count = profile.config, profile.instructions.get
     if profile.error:
-        return [f"does not compile: {profile.error}"]
+        return [f"no binary to look at: {profile.error}"]
     found = []
     if not count("UTMALDG", 0):
         found.append("no TMA load (UTMALDG)")
@@ -91,7 +91,7 @@ def _products(profile: Profile) -> int:
     groups = config["BLOCK_Q"] // 64
     if not config.get("WARP_SPECIALIZE"):
         groups = max(1, groups * 4 // config["num_warps"])
-    return int(groups * (max(16, power_of_two(profile.where["head_dim"])) + config["BLOCK_K"]) // 16)
+    return int(groups * (descriptor.width(profile.where["head_dim"]) + config["BLOCK_K"]) // 16)
 
 
 def _check(device: torch.device, config: Config, head_dim: int, dtype: torch.dtype) -> list[str]:
@@ -118,9 +118,9 @@ def _profile(q: Tensor, k: Tensor, v: Tensor, lens: Tensor | None, config: Confi
                 *launch.arguments, grid=(launch.programs,), **config.blocks, **launch.constants,
                 num_warps=config.num_warps, num_stages=config.num_stages,
             )  # fmt: skip
+            return profile_of(binary, empty)
     except Exception as error:  # a compiler's crash is an answer: this configuration is not to be used
         return replace(empty, error=f"{type(error).__name__}: {error}".splitlines()[0][:300])
-    return profile_of(binary, empty)
 
 
 def _wrong(q: Tensor, k: Tensor, v: Tensor, lens: Tensor | None, config: Config) -> list[str]:
@@ -192,7 +192,7 @@ def _key(device: torch.device, config: Config, head_dim: int, dtype: torch.dtype
 
 def self_check(device: torch.device | str = "cuda") -> dict[str, tuple[str, ...]]:
     """Row by row what is wrong on this GPU: at each row's largest head dim and one that needs padding, both types."""
-    device = torch.device(device)
+    device = torch.empty(0, device=device).device  # with its index
     found = {}
     for where, config in rows(target(device).arch).get("descriptor_forward", ()):
         for head_dim in (where["head_dim"], where["head_dim"] - 24):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
 from fusionbench_kernels import descriptor_check, table
 from fusionbench_kernels.cross_attention import forward
 from fusionbench_kernels.runtime import INTERPRETED, Launch, Target, compiling_for
@@ -111,3 +115,56 @@ def test_an_architecture_without_tma_has_no_rows_and_is_refused(arch):
         pytest.raises(ValueError, match=f"'descriptor' has no configuration for head dim 64 .* on {arch}"),
     ):
         forward(q, q, q, None, None, None, 0.125, "descriptor")
+
+
+class _Driver:
+    """As much of a GPU as compiling for a launch asks about; no real device has this number, so no cache is shared."""
+
+    def get_current_device(self):
+        return 99
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.mark.parametrize("num_warps", [4, 8])
+def test_the_guard_looks_at_the_kernel_that_a_launch_compiles(num_warps, monkeypatch):
+    monkeypatch.setattr(descriptor_check, "target", lambda device: Target("sm_90", 132))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    config = replace(row("sm_90", 0)[1], num_warps=num_warps)
+    q, k, v, lens = descriptor_check._inputs(descriptor_check.SHAPES[2], 64, torch.float16, torch.device("cpu"))
+    driver.set_active(_Driver())
+    try:
+        faults = descriptor_check.engaged(descriptor_check._profile(q, k, v, lens, config))
+    finally:
+        driver.set_active(None)
+    assert faults == ([] if num_warps == 4 else ["warps are not specialised (no USETMAXREG)"])
+
+
+def test_the_guard_survives_a_compiler_that_does_not(monkeypatch):
+    monkeypatch.setattr(descriptor_check, "target", lambda device: Target("sm_90", 132))
+
+    def broken(device):
+        raise RuntimeError("PassManager::run failed\nand more")
+
+    monkeypatch.setattr(torch.cuda, "device", broken)
+    found = descriptor_check._check(torch.device("cpu"), row("sm_90", 0)[1], 64, torch.float16)
+    assert len(found) == 1, "the first shape that fails ends it"
+    assert found[0].startswith("no binary to look at: RuntimeError: PassManager::run failed at Shape(")
+
+
+def test_the_command_says_what_failed(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert descriptor_check.main() == 2
+    assert "no CUDA device" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    for faults, status in (((), 0), (("no TMA load (UTMALDG)",), 1)):
+        monkeypatch.setattr(descriptor_check, "self_check", lambda faults=faults: {"plain, head dim 64": faults})
+        assert descriptor_check.main() == status
+        assert capsys.readouterr().out == f"NVIDIA H200, 1 checks\nplain, head dim 64: {'; '.join(faults) or 'ok'}\n"
+    monkeypatch.setattr(descriptor_check, "self_check", dict)
+    assert descriptor_check.main() == 1, "a GPU without rows passes nothing"

@@ -41,6 +41,8 @@ def cross_attention(
     differentiable. A row without keys gives 0, -inf and zero gradients; keys that take no part may hold NaN.
 
     ``variant`` forces a kernel where ``choice`` would pick another; ``splits`` with "split" the number of splits.
+    The first "descriptor" of a process checks that kernel on its GPU, which takes several seconds, and raises
+    RuntimeError where it fails.
     On a CPU the same is computed by plain PyTorch. Raises ValueError that names the argument which does not fit.
     """
     _check(q, k, v, key_padding_mask, kv_lens, bias)

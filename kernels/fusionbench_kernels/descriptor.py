@@ -22,7 +22,7 @@ def descriptor_launch(
     """Attention of q [B, H, Lq, d] over k, v [B, Hkv, Lk, d] into out (laid out as q) and lse [B, H, Lq].
 
     On a GPU the first call of a process for each device, configuration, head dim and type runs
-    ``descriptor_check.faults_on``: about ten seconds, most of them compiling.
+    ``descriptor_check.faults_on``: several seconds, most of them compiling.
 
     Raises ValueError where the tensors do not suit the TMA unit, or a mask or a bias is given; RuntimeError where the
     check failed, or would have to run while a CUDA graph is being captured.

@@ -80,6 +80,7 @@ def _co_backward(where: Where) -> None:
 CALLS: dict[str, Callable[[Where], object]] = {
     "streaming_forward": _forward("streaming"),
     "resident_forward": _forward("resident"),
+    "descriptor_forward": _forward("descriptor"),
     "combine": lambda where: _combine(
         tensor(4, BATCH, HEADS, 64, where.get("head_dim", 256), dtype=torch.float32),
         tensor(4, BATCH, HEADS, 64, dtype=torch.float32),

@@ -33,7 +33,9 @@ _COUNTED = {
     "HGMMA": r"\bHGMMA", "IGMMA": r"\bIGMMA", "QGMMA": r"\bQGMMA", "HMMA": r"\bHMMA", "IMMA": r"\bIMMA",
     "tcgen05": r"\bUTC\w*MMA", "MFMA": r"\bv_mfma", "TMA": r"\bUTMA", "UTMALDG": r"\bUTMALDG",
     "LDGSTS": r"\bLDGSTS", "MUFU": r"\bMUFU",
-    "USETMAXREG": r"\bUSETMAXREG", "atomics": r"\b(RED|ATOM|ATOMG|UTMAREDG|global_atomic\w*)\b",
+    "USETMAXREG": r"\bUSETMAXREG",
+    # Not ATOMG.EXCH, by which a tensor map is published: it adds nothing up.
+    "atomics": r"\b(RED|ATOMS?|ATOMG(?!\.\w*\.?EXCH)|UTMAREDG|global_atomic\w*)\b",
 }  # fmt: skip
 
 

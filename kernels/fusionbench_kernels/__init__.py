@@ -1,5 +1,21 @@
 """Triton kernels for fusing two modalities, usable in anyone's model: fused cross-attention and what belongs to it."""
 
+from .absorbed import AbsorbedContext, absorb, absorbed_cross_attention, absorption_pays
+from .concat_linear import concat_linear, concat_projected, project_into
 from .cross_attention import attention_weights, choice, cross_attention
+from .projected import projected_choice, projected_cross_attention
 
-__all__ = ["attention_weights", "choice", "cross_attention"]
+__all__ = [
+    "AbsorbedContext",
+    "absorb",
+    "absorbed_cross_attention",
+    "absorption_pays",
+    "attention_weights",
+    "choice",
+    "concat_linear",
+    "concat_projected",
+    "cross_attention",
+    "project_into",
+    "projected_choice",
+    "projected_cross_attention",
+]

@@ -101,12 +101,10 @@ def _check_projection(
 
 @torch.library.custom_op("fusionbench_kernels::concat_linear", mutates_args=())
 def concat_linear_forward(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out = _empty_linear(a, weight)
     if uses_triton(a, b, weight):
-        _launch_linear(a, b, weight, bias, out)
-        return out
+        return forward(a, b, weight, bias)
     first, second = weight.split((a.shape[-1], b.shape[-1]), dim=1)
-    return out.copy_(F.linear(a, first, bias) + F.linear(b, second))
+    return _empty_linear(a, weight).copy_(F.linear(a, first, bias) + F.linear(b, second))
 
 
 @concat_linear_forward.register_fake
@@ -144,12 +142,14 @@ def _(a: Any, b: Any, weight: Any, *rest: Any, **kwargs: Any) -> int:
     return int(2 * math.prod(a[:-1]) * math.prod(weight))
 
 
-def _launch_linear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+def forward(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The launch of ``concat_linear``: shapes as there."""
     from .device import linear as device
 
     count = math.prod(a.shape[:-1])
     rows_a, rows_b = (x.reshape(count, x.shape[-1]) for x in (a, b))  # a copy where leading strides do not merge
-    outputs, flat = weight.shape[0], out.view(count, weight.shape[0])
+    outputs, out = weight.shape[0], _empty_linear(a, weight)
+    flat = out.view(count, outputs)
     config = require("concat_linear_forward", target(a.device).arch, bytes=a.element_size(), rows=count)
     launch(
         device.concat_linear_forward, cdiv(count, config.blocks["BLOCK_M"]) * cdiv(outputs, config.blocks["BLOCK_N"]),
@@ -158,6 +158,7 @@ def _launch_linear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, ou
         count, outputs, rows_a.shape[1], rows_b.shape[1],
         config=config, HAS_BIAS=bias is not None, PRECISION=precision(a.dtype),
     )  # fmt: skip
+    return out
 
 
 # --- sequences -----------------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def project_into_op(
     out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, offset: int, gamma: Tensor | None,
     beta: Tensor | None, eps: float,
 ) -> None:  # fmt: skip
-    _write(out.narrow(1, offset, x.shape[1]), x, weight, bias, gamma, beta, eps)
+    write(out.narrow(1, offset, x.shape[1]), x, weight, bias, gamma, beta, eps)
 
 
 @project_into_op.register_fake
@@ -183,8 +184,8 @@ def concat_projected_forward(
     eps_b: float,
 ) -> Tensor:  # fmt: skip
     out = _empty_sequence(a, b, weight_a)
-    _write(out.narrow(1, 0, a.shape[1]), a, weight_a, bias_a, gamma_a, beta_a, eps_a)
-    _write(out.narrow(1, a.shape[1], b.shape[1]), b, weight_b, bias_b, gamma_b, beta_b, eps_b)
+    write(out.narrow(1, 0, a.shape[1]), a, weight_a, bias_a, gamma_a, beta_a, eps_a)
+    write(out.narrow(1, a.shape[1], b.shape[1]), b, weight_b, bias_b, gamma_b, beta_b, eps_b)
     return out
 
 
@@ -247,7 +248,7 @@ def _(a: Any, b: Any, weight_a: Any, *rest: Any, **kwargs: Any) -> int:
     return int(2 * (math.prod(a) + math.prod(b)) * weight_a[0])
 
 
-def _write(
+def write(
     out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None, eps: float
 ) -> None:
     """out [B, L, D], a slice of a sequence, = linear(LayerNorm(x))."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .linear import accumulate
+from .linear import accumulate, load_near
 from .tiles import LOG2E, finite
 
 
@@ -28,7 +28,10 @@ def absorbed_forward(
     first = (program % splits) * PIECES * BLOCK_N
     program = program // splits
     b = (program // tiles).to(tl.int64)
-    rows = (program % tiles) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    first_row = (program % tiles) * BLOCK_Q
+    near_rows = tl.arange(0, BLOCK_Q)
+    rows = first_row + near_rows
+    x_base = x_ptr + b * sxb + first_row.to(tl.int64) * sxm
     row_ok = rows < LQ
     keys = tl.arange(0, KEYS)
     key_ok = keys < LK
@@ -40,7 +43,7 @@ def absorbed_forward(
         s = tl.zeros([BLOCK_Q, KEYS], tl.float32)
         a_head = a_ptr + b * sab + h * sah
         s = accumulate(
-            s, x_ptr + b * sxb, rows, row_ok, sxm, sxk, a_head, keys, key_ok, san, sak, WIDTH, BLOCK_X, PRECISION
+            s, x_base, near_rows, row_ok, sxm, sxk, a_head, keys, key_ok, san, sak, WIDTH, BLOCK_X, PRECISION
         )
         c = tl.load(c_ptr + b * scb + h * sch + keys.to(tl.int64) * scn, mask=key_ok, other=float("-inf"))
         s = (s + c[None, :]) * LOG2E
@@ -54,8 +57,7 @@ def absorbed_forward(
             v_piece = v_ptr + b * svb + h * svh + tl.cast(outs, tl.int64) * svo
             columns = tl.arange(0, BLOCK_N)
             ok = key_ok[:, None] & (outs + columns < OUTPUTS)[None, :]
-            pointers = v_piece + keys.to(tl.int64)[:, None] * svn + columns.to(tl.int64)[None, :] * svo
-            v = tl.load(pointers, mask=ok, other=0.0)
+            v = load_near(v_piece, keys, columns, ok, svn, svo)
             added = added + (tl.dot(p, v, accs[i], input_precision=PRECISION),)  # noqa: RUF005
         accs = added
     for i in tl.static_range(PIECES):

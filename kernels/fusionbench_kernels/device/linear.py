@@ -7,30 +7,41 @@ import triton.language as tl
 
 
 @triton.jit
+def load_near(base, rows, columns, ok, stride_row, stride_column):
+    """A tile at 32-bit offsets from its own corner ``base``; zero where not ok.
+
+    64-bit offsets of several tiles, which the compiler computes before a loop and keeps, are what makes kernels of
+    many tiles spill. The host copies tensors whose strides are too large for it (``runtime.near``).
+    """
+    return tl.load(base + (rows[:, None] * stride_row + columns[None, :] * stride_column), mask=ok, other=0.0)
+
+
+@triton.jit
 def accumulate(
-    acc, x_ptr, rows, row_ok, sxm, sxk, w_ptr, features, feature_ok, swn, swk, WIDTH,
+    acc, x_base, rows, row_ok, sxm, sxk, w_base, features, feature_ok, swn, swk, WIDTH,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """acc + x·Wᵀ for rows of x [., WIDTH] and rows (output features) of W [., WIDTH], BLOCK columns at a time."""
-    x_rows = x_ptr + rows.to(tl.int64)[:, None] * sxm
-    w_rows = w_ptr + features.to(tl.int64)[:, None] * swn
+    """acc + x·Wᵀ for rows of x and rows (output features) of W, both WIDTH wide, BLOCK columns at a time.
+
+    Rows and features count from the tiles' corners ``x_base`` and ``w_base``.
+    """
+    columns = tl.arange(0, BLOCK)
     for start in range(0, WIDTH, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        ok = (columns < WIDTH)[None, :]
-        x = tl.load(x_rows + columns.to(tl.int64)[None, :] * sxk, mask=row_ok[:, None] & ok, other=0.0)
-        w = tl.load(w_rows + columns.to(tl.int64)[None, :] * swk, mask=feature_ok[:, None] & ok, other=0.0)
+        ok, wide = (start + columns < WIDTH)[None, :], tl.cast(start, tl.int64)
+        x = load_near(x_base + wide * sxk, rows, columns, row_ok[:, None] & ok, sxm, sxk)
+        w = load_near(w_base + wide * swk, features, columns, feature_ok[:, None] & ok, swn, swk)
         acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
     return acc
 
 
 @triton.jit
 def _tile(ROWS, OUTPUTS, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The (row, column) tile of a program. Columns run fastest: the programs in flight share few rows and all of W."""
+    """A program's tile: its corner, rows and columns, and which of them exist. Columns run fastest: the programs in flight share few rows and all of W."""
     across = tl.cdiv(OUTPUTS, BLOCK_N)
     program = tl.program_id(0)
-    rows = (program // across) * BLOCK_M + tl.arange(0, BLOCK_M)
-    outs = (program % across) * BLOCK_N + tl.arange(0, BLOCK_N)
-    return rows, outs, rows < ROWS, outs < OUTPUTS
+    first_row, first_out = (program // across) * BLOCK_M, (program % across) * BLOCK_N
+    rows, outs = first_row + tl.arange(0, BLOCK_M), first_out + tl.arange(0, BLOCK_N)
+    return first_row.to(tl.int64), first_out.to(tl.int64), rows, outs, rows < ROWS, outs < OUTPUTS
 
 
 @triton.jit
@@ -49,11 +60,18 @@ def concat_linear_forward(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """out [ROWS, OUTPUTS] = a·W_aᵀ + b·W_bᵀ + bias, W [OUTPUTS, A_WIDTH + B_WIDTH]: one accumulator, two loops."""
-    rows, outs, row_ok, out_ok = _tile(ROWS, OUTPUTS, BLOCK_M, BLOCK_N)
+    first_row, first_out, rows, outs, row_ok, out_ok = _tile(ROWS, OUTPUTS, BLOCK_M, BLOCK_N)
+    near_rows, near_outs = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    acc = accumulate(acc, a_ptr, rows, row_ok, sam, sak, w_ptr, outs, out_ok, swn, swk, A_WIDTH, BLOCK_K, PRECISION)
-    second = w_ptr + A_WIDTH * swk
-    acc = accumulate(acc, b_ptr, rows, row_ok, sbm, sbk, second, outs, out_ok, swn, swk, B_WIDTH, BLOCK_K, PRECISION)
+    w_base = w_ptr + first_out * swn
+    acc = accumulate(
+        acc, a_ptr + first_row * sam, near_rows, row_ok, sam, sak, w_base, near_outs, out_ok, swn, swk,
+        A_WIDTH, BLOCK_K, PRECISION,
+    )  # fmt: skip
+    acc = accumulate(
+        acc, b_ptr + first_row * sbm, near_rows, row_ok, sbm, sbk, w_base + A_WIDTH * swk, near_outs, out_ok, swn, swk,
+        B_WIDTH, BLOCK_K, PRECISION,
+    )  # fmt: skip
     _finish(acc, bias_ptr, out_ptr + rows.to(tl.int64) * som, outs, row_ok, out_ok, son, HAS_BIAS)
 
 
@@ -71,7 +89,7 @@ def project_into_forward(
     (mean/σ)² and the product's difference mean/σ of float32's digits: at mean = 100σ four and two of seven. It also
     needs a copy of the weight, rounded once more.
     """
-    rows, outs, row_ok, out_ok = _tile(BATCH * LENGTH, OUTPUTS, BLOCK_M, BLOCK_N)
+    _, _, rows, outs, row_ok, out_ok = _tile(BATCH * LENGTH, OUTPUTS, BLOCK_M, BLOCK_N)
     batch, token = (rows // LENGTH).to(tl.int64), (rows % LENGTH).to(tl.int64)
     x_rows = x_ptr + batch * sxb + token * sxm
     if HAS_NORM:

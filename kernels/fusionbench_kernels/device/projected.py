@@ -5,38 +5,50 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .linear import accumulate
-from .tiles import LOG2E, finite, keys_taking_part, load_rows, store_rows
+from .linear import accumulate, load_near
+from .tiles import LOG2E, finite, keys_taking_part, store_rows
 
 
 @triton.jit
 def _attended(
-    x_ptr, rows, row_ok, sxm, sxk, wq_ptr, bq_ptr, swqn, swqk, k_ptr, v_ptr, skn, skd, svn, svd, keys, key_ok,
+    x_base, row_ok, sxm, sxk, wq_ptr, bq_ptr, swqn, swqk, k_base, v_base, skn, skd, svn, svd, keys, key_ok,
     head, scale, WIDTH,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, HAS_BQ: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
-    """softmax(q·Kᵀ·scale)V [BLOCK_Q, D] of one head with q = x·Wqᵀ + bq; k_ptr and v_ptr are that head's.
+    """softmax(q·Kᵀ·scale)V [BLOCK_Q, D] of one head with q = x·Wqᵀ + bq; k_base and v_base are that head's.
 
     q and the result are rounded to the inputs' type where the unfused composition stores them.
     """
-    element = x_ptr.dtype.element_ty
+    element = x_base.dtype.element_ty
+    # A loop of one, unknown to the compiler: products that feed products would each get all warps along their rows,
+    # and 8 warps on 64 rows compute everything twice (48 HGMMA instead of 36, 64 registers of scores instead of 32).
+    once = tl.minimum(tl.num_programs(0), 1)
     columns = tl.arange(0, D)
     column_ok = columns < HEAD_DIM
-    features = head * HEAD_DIM + columns
+    first = tl.cast(head, tl.int64) * HEAD_DIM
     q = tl.zeros([BLOCK_Q, D], tl.float32)
     q = accumulate(
-        q, x_ptr, rows, row_ok, sxm, sxk, wq_ptr, features, column_ok, swqn, swqk, WIDTH, BLOCK_X, PRECISION
-    )
+        q, x_base, tl.arange(0, BLOCK_Q), row_ok, sxm, sxk, wq_ptr + first * swqn, columns, column_ok, swqn, swqk,
+        WIDTH, BLOCK_X, PRECISION,
+    )  # fmt: skip
     if HAS_BQ:
-        q += tl.load(bq_ptr + features, mask=column_ok, other=0.0).to(tl.float32)[None, :]
-    k = load_rows(k_ptr, keys, key_ok, skn, skd, 0, D, HEAD_DIM)
-    s = tl.dot(q.to(element), tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+        q += tl.load(bq_ptr + first + columns, mask=column_ok, other=0.0).to(tl.float32)[None, :]
+    tile_ok = key_ok[:, None] & column_ok[None, :] if D > HEAD_DIM else key_ok[:, None]
+    k = load_near(k_base, keys, columns, tile_ok, skn, skd)
+    q = q.to(element)
+    s = tl.zeros([BLOCK_Q, k.shape[0]], tl.float32)
+    for _ in tl.range(0, once, num_stages=1):
+        s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
+    s = s * (scale * LOG2E)
     s = tl.where(key_ok[None, :], s, float("-inf"))
     p = tl.exp2(s - finite(tl.max(s, 1))[:, None])
     total = tl.sum(p, 1)
-    v = load_rows(v_ptr, keys, key_ok, svn, svd, 0, D, HEAD_DIM)
-    o = tl.dot(p.to(element), v, input_precision=PRECISION)
+    v = load_near(v_base, keys, columns, tile_ok, svn, svd)
+    p = p.to(element)
+    o = tl.zeros([BLOCK_Q, D], tl.float32)
+    for _ in tl.range(0, once, num_stages=1):
+        o = tl.dot(p, v, o, input_precision=PRECISION)
     return (o / tl.where(total == 0.0, 1.0, total)[:, None]).to(element)
 
 
@@ -56,24 +68,29 @@ def projected_forward(
     """
     tiles = tl.cdiv(LQ, BLOCK_Q)
     b = (tl.program_id(0) // tiles).to(tl.int64)
-    rows = (tl.program_id(0) % tiles) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    first = (tl.program_id(0) % tiles) * BLOCK_Q
+    rows = first + tl.arange(0, BLOCK_Q)
     row_ok = rows < LQ
     keys = tl.arange(0, KEYS)
     key_ok = keys_taking_part(mask_ptr, b, keys, LK, smb, smn, HAS_MASK)
+    near, columns = tl.arange(0, BLOCK_N), tl.arange(0, D)
     accs = ()
     for _ in tl.static_range(PIECES):
         accs = accs + (tl.zeros([BLOCK_Q, BLOCK_N], tl.float32),)  # noqa: RUF005
     for head in range(0, HEADS):
         h = tl.cast(head, tl.int64)
         o = _attended(
-            x_ptr + b * sxb, rows, row_ok, sxm, sxk, wq_ptr, bq_ptr, swqn, swqk,
+            x_ptr + b * sxb + first.to(tl.int64) * sxm, row_ok, sxm, sxk, wq_ptr, bq_ptr, swqn, swqk,
             k_ptr + b * skb + h * skh, v_ptr + b * svb + h * svh, skn, skd, svn, svd, keys, key_ok, head, scale, WIDTH,
             HEAD_DIM, D, HAS_BQ, PRECISION, BLOCK_Q, BLOCK_X,
         )  # fmt: skip
         added = ()
         for i in tl.static_range(PIECES):
-            outs = i * BLOCK_N + tl.arange(0, BLOCK_N)
-            wo = load_rows(wo_ptr + h * HEAD_DIM * swok, outs, outs < OUTPUTS, swon, swok, 0, D, HEAD_DIM)
+            wo_base = wo_ptr + h * HEAD_DIM * swok + tl.cast(i * BLOCK_N, tl.int64) * swon
+            ok = (i * BLOCK_N + near < OUTPUTS)[:, None]
+            if D > HEAD_DIM:
+                ok = ok & (columns < HEAD_DIM)[None, :]
+            wo = load_near(wo_base, near, columns, ok, swon, swok)
             added = added + (tl.dot(o, tl.trans(wo), accs[i], input_precision=PRECISION),)  # noqa: RUF005
         accs = added
     for i in tl.static_range(PIECES):
@@ -103,12 +120,13 @@ def projected_heads(
     program = program // HEADS
     tiles = tl.cdiv(LQ, BLOCK_Q)
     b, h = (program // tiles).to(tl.int64), head.to(tl.int64)
-    rows = (program % tiles) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    first = (program % tiles) * BLOCK_Q
+    rows = first + tl.arange(0, BLOCK_Q)
     row_ok = rows < LQ
     keys = tl.arange(0, KEYS)
     key_ok = keys_taking_part(mask_ptr, b, keys, LK, smb, smn, HAS_MASK)
     o = _attended(
-        x_ptr + b * sxb, rows, row_ok, sxm, sxk, wq_ptr, bq_ptr, swqn, swqk,
+        x_ptr + b * sxb + first.to(tl.int64) * sxm, row_ok, sxm, sxk, wq_ptr, bq_ptr, swqn, swqk,
         k_ptr + b * skb + h * skh, v_ptr + b * svb + h * svh, skn, skd, svn, svd, keys, key_ok, head, scale, WIDTH,
         HEAD_DIM, D, HAS_BQ, PRECISION, BLOCK_Q, BLOCK_X,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Cross-attention with both projections absorbed into a context that stays: Σ_h softmax(x·A_hᵀ + c_h)·V'_h.
 
-A_h = scale·K_h·Wq_h and V'_h = V_h·Wo_hᵀ are computed once per context (a prompt of many diffusion steps): then there is
-no q, no o and no projection per call. Against projected attention over the same keys a query's FLOPs change from
+A_h = scale·K_h·Wq_h and V'_h = V_h·Wo_hᵀ are computed once per context (a prompt of many diffusion steps): then there
+is no q, no o and no projection per call. Against projected attention over the same keys a query's FLOPs change from
 4·H·d·(D + Lk) to 4·H·Lk·D, by Lk/d · D/(D + Lk) at D wide in and out; with D = H·d that is 1 at Lk = d·H/(H - 1).
 """
 
@@ -16,8 +16,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, projected_reference
 from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS
-from .runtime import cdiv, launch, power_of_two, precision, target, uses_triton
-from .table import require
+from .runtime import cdiv, launch, near, power_of_two, precision, target, uses_triton
+from .table import find
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def absorbed_cross_attention(x: Tensor, context: AbsorbedContext, out_bias: Tens
     """Σ_h softmax(x·A_hᵀ + c_h)·V'_h + out_bias in one kernel: x [B, Lq, Dx], out_bias [Dx'] -> [B, Lq, Dx'].
 
     For inference: raises RuntimeError where a gradient would be needed. A sample without keys gives out_bias. Outputs
-    too wide for one program's registers are split over programs that each compute the scores again.
+    too wide for one program's registers are split over programs that each compute the scores again. float32 has no
+    kernel on a GPU (products without tensor cores spilled 4 KB a thread): PyTorch's matmuls compute it.
 
     The weights' products are rounded once more than in projected attention: an element of A off by the relative
     u of its type moves a score by up to u·Σ|x·A|, and the output by that times the spread of the values.
@@ -99,7 +100,8 @@ def absorbed_cross_attention(x: Tensor, context: AbsorbedContext, out_bias: Tens
     checks.alike(**given)
     checks.same_device(x=x, **{"context.bias": bias})
     _no_gradients(**given)
-    return absorbed_forward(x, keys, bias, values, out_bias)
+    out: Tensor = absorbed_forward(x, keys, bias, values, out_bias)
+    return out
 
 
 def _no_gradients(**tensors: Tensor) -> None:
@@ -143,10 +145,11 @@ def forward(x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, out_bias: Ten
     from .device import absorbed as device
 
     (batch, queries, width), (_, heads, count, _), outputs = x.shape, keys.shape, values.shape[3]
+    config = find("absorbed_forward", target(x.device).arch, bytes=x.element_size(), keys=count, outputs=outputs)
+    if config is None:
+        return projected_reference.absorbed(x, keys, bias, values, out_bias)
     out = _empty(x, values)
-    config = require(
-        "absorbed_forward", target(x.device).arch, bytes=x.element_size(), keys=count, outputs=outputs
-    )  # fmt: skip
+    x, keys, values = near(x), near(keys), near(values)
     blocks = config.blocks
     splits = cdiv(outputs, blocks["BLOCK_N"] * blocks["PIECES"])
     launch(

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import checks
 from .projected_reference import normed
-from .runtime import cdiv, launch, precision, target, uses_triton
+from .runtime import cdiv, launch, near, precision, target, uses_triton
 from .table import require
 
 Norm = tuple[Tensor, Tensor, float]
@@ -34,7 +34,8 @@ def concat_linear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = No
         checks.shaped("bias", bias, weight.shape[0])
         given["bias"] = bias
     checks.alike(**given)
-    return concat_linear_forward(a, b, weight, bias)
+    out: Tensor = concat_linear_forward(a, b, weight, bias)
+    return out
 
 
 def project_into(
@@ -75,9 +76,10 @@ def concat_projected(
     _check_projection("_b", b, weight_b, bias_b, norm_b, weight_a=weight_a)
     checks.shaped("weight_b", weight_b, weight_a.shape[0], None)
     (gamma_a, beta_a, eps_a), (gamma_b, beta_b, eps_b) = norm_a or (None, None, 0.0), norm_b or (None, None, 0.0)
-    return concat_projected_forward(
+    out: Tensor = concat_projected_forward(
         a, b, weight_a, weight_b, bias_a, bias_b, gamma_a, beta_a, gamma_b, beta_b, eps_a, eps_b
     )
+    return out
 
 
 def _check_projection(
@@ -103,7 +105,7 @@ def _check_projection(
 def concat_linear_forward(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if uses_triton(a, b, weight):
         return forward(a, b, weight, bias)
-    first, second = weight.split((a.shape[-1], b.shape[-1]), dim=1)
+    first, second = weight[:, : a.shape[-1]], weight[:, a.shape[-1] :]
     return _empty_linear(a, weight).copy_(F.linear(a, first, bias) + F.linear(b, second))
 
 
@@ -124,7 +126,7 @@ def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate_linear(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     a, b, weight = ctx.saved_tensors
     need = ctx.needs_input_grad
-    first, second = weight.split((a.shape[-1], b.shape[-1]), dim=1)
+    first, second = weight[:, : a.shape[-1]], weight[:, a.shape[-1] :]
     rows = dy.reshape(-1, dy.shape[-1])
     d_weight = None
     if need[2]:
@@ -147,7 +149,8 @@ def forward(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     from .device import linear as device
 
     count = math.prod(a.shape[:-1])
-    rows_a, rows_b = (x.reshape(count, x.shape[-1]) for x in (a, b))  # a copy where leading strides do not merge
+    weight = near(weight)
+    rows_a, rows_b = (near(x.reshape(count, x.shape[-1])) for x in (a, b))  # a copy where leading strides do not merge
     outputs, out = weight.shape[0], _empty_linear(a, weight)
     flat = out.view(count, outputs)
     config = require("concat_linear_forward", target(a.device).arch, bytes=a.element_size(), rows=count)

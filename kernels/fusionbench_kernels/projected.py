@@ -29,7 +29,7 @@ from .cross_attention import attention_backward, attention_forward
 from .cross_attention import forward as attention_launch
 from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS
 from .projected_reference import merge_heads, split_heads
-from .runtime import cdiv, launch, power_of_two, precision, target, uses_triton
+from .runtime import cdiv, launch, near, power_of_two, precision, target, uses_triton
 from .table import Config, find
 
 ProjectedVariant = Literal["auto", "one_kernel", "heads", "separate"]
@@ -71,7 +71,8 @@ def projected_cross_attention(
     """
     _check(x, k, v, q_weight, q_bias, out_weight, out_bias, heads, key_padding_mask, variant)
     scale = k.shape[-1] ** -0.5 if scale is None else float(scale)
-    return projected_forward(x, k, v, key_padding_mask, q_weight, q_bias, out_weight, out_bias, scale, variant)
+    out: Tensor = projected_forward(x, k, v, key_padding_mask, q_weight, q_bias, out_weight, out_bias, scale, variant)
+    return out
 
 
 def projected_choice(
@@ -155,12 +156,12 @@ def _empty(x: Tensor, out_weight: Tensor) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.scale, _ = inputs
+    *tensors, _, ctx.scale, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    x, k, v, mask, q_weight, q_bias, out_weight, out_bias = ctx.saved_tensors
+    x, k, v, mask, q_weight, q_bias, out_weight = ctx.saved_tensors
     need = ctx.needs_input_grad
     q = split_heads(F.linear(x, q_weight, q_bias), k.shape[1])
     o, lse = attention_forward(q, k, v, mask, None, None, ctx.scale, "auto", 0)
@@ -169,9 +170,7 @@ def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     if not any(need[:6]):
         return None, None, None, None, None, None, d_out_weight, d_out_bias, None, None
     do = split_heads(dout @ out_weight, k.shape[1])
-    dq, dk, dv, _ = attention_backward(
-        q, k, v, o, lse, do, None, mask, None, None, ctx.scale, False
-    )
+    dq, dk, dv, _ = attention_backward(q, k, v, o, lse, do, None, mask, None, None, ctx.scale, False)
     flat = merge_heads(dq)
     return (
         flat @ q_weight if need[0] else None, dk, dv, None,
@@ -202,6 +201,7 @@ def forward(
         q = split_heads(F.linear(x, q_weight, q_bias), k.shape[1])
         o, _ = attention_launch(q, k, v, mask, None, None, scale)
         return F.linear(merge_heads(o), out_weight, out_bias)
+    x, k, v, q_weight, out_weight = (near(y) for y in (x, k, v, q_weight, out_weight))
     if picked.variant == "heads":
         o = _heads(x, k, v, mask, q_weight, q_bias, scale, picked.config)
         return F.linear(o, out_weight, out_bias)

@@ -11,7 +11,7 @@ from . import reference
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, L, H·d] -> [B, H, L, d]"""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ def absorb(
     wide_k, wide_v = k.to(kind) * scale, v.to(kind)
     if mask is not None:
         wide_k, wide_v = (y.masked_fill(~mask[:, None, :, None], 0) for y in (wide_k, wide_v))
-    a = wide_k @ q_weight.to(kind).unflatten(0, (heads, -1))
-    values = wide_v @ out_weight.to(kind).T.unflatten(0, (heads, -1))
+    a = wide_k @ q_weight.to(kind).reshape(heads, k.shape[3], -1)
+    values = wide_v @ out_weight.to(kind).T.reshape(heads, k.shape[3], -1)
     bias = torch.zeros(a.shape[:3], dtype=kind, device=a.device)
     if q_bias is not None:
         bias = (wide_k @ q_bias.to(kind).view(heads, -1, 1)).squeeze(-1)

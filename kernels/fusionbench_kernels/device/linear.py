@@ -36,7 +36,10 @@ def accumulate(
 
 @triton.jit
 def _tile(ROWS, OUTPUTS, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """A program's tile: its corner, rows and columns, and which of them exist. Columns run fastest: the programs in flight share few rows and all of W."""
+    """A program's tile: its corner, rows and columns, and which of them exist.
+
+    Columns run fastest: the programs in flight share few rows and all of W.
+    """
     across = tl.cdiv(OUTPUTS, BLOCK_N)
     program = tl.program_id(0)
     first_row, first_out = (program // across) * BLOCK_M, (program % across) * BLOCK_N
@@ -122,9 +125,7 @@ def project_into_forward(
             beta = tl.load(beta_ptr + columns, mask=column_ok, other=0.0).to(tl.float32)
             normed = (x.to(tl.float32) - mean[:, None]) * inverse[:, None]
             x = (normed * gamma[None, :] + beta[None, :]).to(x_ptr.dtype.element_ty)
-        w = tl.load(
-            w_rows + columns.to(tl.int64)[None, :] * swk, mask=out_ok[:, None] & column_ok[None, :], other=0.0
-        )
+        w = tl.load(w_rows + columns.to(tl.int64)[None, :] * swk, mask=out_ok[:, None] & column_ok[None, :], other=0.0)
         acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
     out_rows = out_ptr + batch * sob + token * som
     _finish(acc, bias_ptr, out_rows, outs, row_ok, out_ok, son, HAS_BIAS)

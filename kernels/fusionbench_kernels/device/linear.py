@@ -71,8 +71,9 @@ def concat_linear_forward(
         acc, a_ptr + first_row * sam, near_rows, row_ok, sam, sak, w_base, near_outs, out_ok, swn, swk,
         A_WIDTH, BLOCK_K, PRECISION,
     )  # fmt: skip
+    second = w_base + tl.cast(A_WIDTH, tl.int64) * swk
     acc = accumulate(
-        acc, b_ptr + first_row * sbm, near_rows, row_ok, sbm, sbk, w_base + A_WIDTH * swk, near_outs, out_ok, swn, swk,
+        acc, b_ptr + first_row * sbm, near_rows, row_ok, sbm, sbk, second, near_outs, out_ok, swn, swk,
         B_WIDTH, BLOCK_K, PRECISION,
     )  # fmt: skip
     _finish(acc, bias_ptr, out_ptr + rows.to(tl.int64) * som, outs, row_ok, out_ok, son, HAS_BIAS)

@@ -58,7 +58,7 @@ def truth_and_bound(inputs: tuple[Tensor, ...], mask: Tensor | None) -> tuple[Te
     heads, keys, d = k.shape[1:]
     u, w = torch.finfo(inputs[0].dtype).eps / 2, torch.finfo(torch.float32).eps / 2
     a, c, values = projected_reference.absorb(k, v, mask, wq, bq, wo, d**-0.5)
-    truth = projected_reference.absorbed(x, a, c, values, bo)
+    truth = projected_reference.projected(x, k, v, mask, wq, bq, wo, bo, d**-0.5)  # not by way of A and V'
     scores = x[:, None] @ a.transpose(-2, -1) + c[:, :, None]
     p = torch.softmax(scores, -1).nan_to_num()
     kept = torch.ones_like(c[:, :1, None], dtype=torch.bool) if mask is None else mask[:, None, None]

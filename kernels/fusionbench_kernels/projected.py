@@ -5,13 +5,15 @@ Which kernel a call gets (``projected_choice`` tells):
 1. ``one_kernel``: a program takes a tile of x, goes through all heads and keeps its rows of out in registers. Where
    the table has a row that holds the keys (at most 256), the head size and the whole output width, and the tiles
    of x give at least half of the multiprocessors a program. A 64-row tile of 320 columns takes 80 registers per
-   thread of 8 warps, of 640 columns 160; 1280 do not fit.
+   thread of 8 warps, of 640 columns 160; 1280 do not fit. Compiled for sm_90 at 77 keys, 320 columns of 8 heads take
+   249 registers without spills, 640 of 10 heads 255 and 80 bytes of spills (120 with a mask).
 2. ``heads``: a program per head and tile computes q and attention and stores the head's output o; PyTorch's matmul
    projects o. Where the table has such a row: any width, H times as many programs, q never in memory.
 3. ``separate``: PyTorch's matmul, ``cross_attention``, PyTorch's matmul. Everywhere else.
 
-What fusing costs: each tile of 64 rows reads all of Wq and Wo once, from the L2 cache, and x once per head. That is
-64 FLOP per byte and needs widths whose weights are small beside the work; large matmuls use 128-row tiles or more.
+What fusing costs: each tile of 64 rows reads all of Wq and Wo once, from the L2 cache, and x once per head (a tile of x
+held in registers could not be cut into the pieces that a product's loop needs). That is less than 64 FLOP per byte
+and pays where weights are small beside the activations: by this count 320 columns should win, 640 are unclear.
 """
 
 from __future__ import annotations
@@ -213,6 +215,11 @@ def _tiles(k: Tensor) -> dict[str, int]:
     return {"HEAD_DIM": k.shape[3], "D": max(16, power_of_two(k.shape[3])), "KEYS": max(16, power_of_two(k.shape[2]))}
 
 
+def _eights(*tensors: Tensor) -> bool:
+    """Whether every stride but the last is a multiple of 8, as 16-byte loads of 2-byte elements need it."""
+    return all(stride % 8 == 0 for x in tensors for stride in x.stride()[:-1])
+
+
 def _one_kernel(
     x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, q_weight: Tensor, q_bias: Tensor | None, out_weight: Tensor,
     out_bias: Tensor | None, scale: float, config: Config,
@@ -226,6 +233,7 @@ def _one_kernel(
         *x.stride(), *k.stride(), *v.stride(), *_strides(mask), *q_weight.stride(), *out_weight.stride(),
         *out.stride(), scale, k.shape[1], queries, k.shape[2], width, outputs,
         config=config, **_tiles(k), PIECES=cdiv(outputs, config.blocks["BLOCK_N"]),
+        EIGHTS=_eights(x, k, v, q_weight, out_weight),
         HAS_MASK=mask is not None, HAS_BQ=q_bias is not None, HAS_BO=out_bias is not None, PRECISION=precision(x.dtype),
     )  # fmt: skip
     return out
@@ -244,7 +252,8 @@ def _heads(
         x, k, v, _bytes(mask), q_weight, _dense(q_bias), out,
         *x.stride(), *k.stride(), *v.stride(), *_strides(mask), *q_weight.stride(), *out.stride(),
         scale, heads, queries, keys, width,
-        config=config, **_tiles(k), HAS_MASK=mask is not None, HAS_BQ=q_bias is not None, PRECISION=precision(x.dtype),
+        config=config, **_tiles(k), EIGHTS=_eights(x, k, v, q_weight), HAS_MASK=mask is not None,
+        HAS_BQ=q_bias is not None, PRECISION=precision(x.dtype),
     )  # fmt: skip
     return out.flatten(2)
 

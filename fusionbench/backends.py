@@ -47,7 +47,8 @@ class Backend:
         """The strategy's impl that this backend uses, or None: a backend never falls back to another."""
         if self.impl in strategy.impls:
             return self.impl
-        return "eager" if self.transforms and strategy.impls == ("eager",) else None
+        without_attention = set(strategy.impls) <= {"eager", "triton"}
+        return "eager" if self.transforms and without_attention else None
 
 
 def source(strategy: Strategy, backend: Backend) -> str:

@@ -289,7 +289,7 @@ def inspect(
     from rich.progress import track
 
     from . import inspection
-    from .terminal import console
+    from .terminal import console, note
 
     rows = inspection.planned(arch or (), kernel or ())
     out, counted = (
@@ -298,6 +298,9 @@ def inspect(
     )
     found = list(counted)
     out.print(inspection.as_table(found, narrow=out.width < 110), crop=False)
+    for profile in found:
+        if profile.error:
+            note(out, f"{profile.key} does not compile: {profile.error}")
     if json:
         inspection.save(inspection.inspection(found), json)
         typer.echo(str(json))

@@ -135,6 +135,12 @@ def grown(base: Inspection, head: Inspection) -> list[str]:
         for name in ("registers", "spill_bytes", "shared_bytes"):
             worse += _more(before.key, name, getattr(before, name), getattr(after, name))
         worse += _more(before.key, "instructions", before.instructions.get("all", 0), after.instructions.get("all", 0))
+        # More products than before is more work, fewer may be none on tensor cores: either is worth a look.
+        worse += [
+            f"{before.key}: {name} {before.instructions.get(name, 0)} -> {after.instructions.get(name, 0)}"
+            for name in PRODUCTS
+            if before.instructions.get(name, 0) != after.instructions.get(name, 0) and not after.error
+        ]
     return worse
 
 
@@ -154,7 +160,6 @@ def as_table(profiles: Sequence[Inspected], *, narrow: bool) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for p in profiles:
         if p.error:
-            table.add_row(p.kernel, p.arch, bounds(p.where), f"[red]does not compile: {printable(p.error, 60)}[/]")
             continue
         products = " ".join(f"{n} {p.instructions[n]}" for n in PRODUCTS if n in p.instructions) or "FMA"
         cells = [

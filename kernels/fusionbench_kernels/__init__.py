@@ -1,14 +1,26 @@
 """Triton kernels for fusing two modalities, usable in anyone's model: fused cross-attention and what belongs to it."""
 
+from .absorbed import AbsorbedContext, absorb, absorbed_cross_attention, absorption_pays
 from .co_attention import co_attention, co_attention_choice
+from .concat_linear import concat_linear, concat_projected, project_into
 from .concat_tokens import concat_tokens
 from .cross_attention import attention_weights, choice, cross_attention
+from .projected import projected_choice, projected_cross_attention
 
 __all__ = [
+    "AbsorbedContext",
+    "absorb",
+    "absorbed_cross_attention",
+    "absorption_pays",
     "attention_weights",
     "choice",
     "co_attention",
     "co_attention_choice",
+    "concat_linear",
+    "concat_projected",
     "concat_tokens",
     "cross_attention",
+    "project_into",
+    "projected_choice",
+    "projected_cross_attention",
 ]

@@ -10,12 +10,17 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .absorbed import forward as absorbed
 from .co_attention import Output, Side
 from .co_attention import backward as co_backward
 from .co_attention import forward as co_forward
+from .concat_linear import forward as concat_linear
+from .concat_linear import write
 from .concat_tokens import forward as concat_tokens
 from .cross_attention import _backward_keys, _backward_queries, _combine, backward, forward
 from .names import Variant
+from .projected import ProjectedVariant
+from .projected import forward as projected
 
 Where = Mapping[str, int]
 LONG, BATCH, HEADS = 1024, 2, 8
@@ -59,6 +64,36 @@ def _two_pass_backward(where: Where) -> None:
     _backward_queries(*common, q, None)
 
 
+def _projected(variant: ProjectedVariant) -> Callable[[Where], None]:
+    def call(where: Where) -> None:
+        kind, d, width = element(where), where.get("head_dim", 256), where.get("outputs", 1280)
+        heads = max(1, width // d)
+        x, kv = tensor(BATCH, LONG, width, dtype=kind), tensor(BATCH, heads, where["keys"], d, dtype=kind)
+        q_weight, out_weight = tensor(heads * d, width, dtype=kind), tensor(width, heads * d, dtype=kind)
+        q_bias, out_bias = tensor(heads * d, dtype=kind), tensor(width, dtype=kind)
+        projected(x, kv, kv, None, q_weight, q_bias, out_weight, out_bias, d**-0.5, variant)
+
+    return call
+
+
+def _absorbed(where: Where) -> None:
+    kind, keys, width = element(where), where.get("keys", 256), where.get("outputs", 1280)
+    both, bias = tensor(BATCH, HEADS, keys, width, dtype=kind), tensor(BATCH, HEADS, keys, dtype=torch.float32)
+    absorbed(tensor(BATCH, LONG, width, dtype=kind), both, bias, both, tensor(width, dtype=kind))
+
+
+def _concat_linear(where: Where) -> None:
+    kind = element(where)
+    x = tensor(where.get("rows", 4 * LONG), 640, dtype=kind)
+    concat_linear(x, x, tensor(640, 1280, dtype=kind), tensor(640, dtype=kind))
+
+
+def _project_into(where: Where) -> None:
+    kind, rows = element(where), where.get("rows", 4 * LONG)
+    one, sequence = tensor(640, dtype=kind), tensor(1, 77 + rows, 640, dtype=kind)
+    write(sequence[:, 77:], tensor(1, rows, 640, dtype=kind), tensor(640, 640, dtype=kind), one, one, one, 1e-5)
+
+
 def _co_sides(where: Where) -> tuple[Side, Side]:
     """Text at the row's upper bound, image long, both masked: masks cost registers."""
     short, d = where.get("short", 64), where.get("head_dim", 128)
@@ -97,4 +132,9 @@ CALLS: dict[str, Callable[[Where], object]] = {
     "backward_queries": _two_pass_backward,
     "backward_keys_resident": _backward,
     "backward_queries_resident": lambda where: _backward({"keys": 4 * LONG, **where}),
+    "projected_forward": _projected("one_kernel"),
+    "projected_heads": _projected("heads"),
+    "absorbed_forward": _absorbed,
+    "concat_linear_forward": _concat_linear,
+    "project_into_forward": _project_into,
 }

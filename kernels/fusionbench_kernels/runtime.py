@@ -134,6 +134,11 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
+def near(x: Tensor) -> Tensor:
+    """x, or a dense copy where a tile of 256 rows would span more than a kernel's 32-bit offsets reach."""
+    return x.contiguous() if any(abs(stride) >= 2**22 for stride in x.stride()[-2:]) else x
+
+
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 

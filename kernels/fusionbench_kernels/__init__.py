@@ -1,5 +1,16 @@
 """Triton kernels for fusing two modalities, usable in anyone's model: fused cross-attention and what belongs to it."""
 
 from .cross_attention import attention_weights, choice, cross_attention
+from .int8_attention import QuantizedKV, int8_attention, quantize_kv
+from .int8_linear import Int8Weight, int8_linear
 
-__all__ = ["attention_weights", "choice", "cross_attention"]
+__all__ = [
+    "Int8Weight",
+    "QuantizedKV",
+    "attention_weights",
+    "choice",
+    "cross_attention",
+    "int8_attention",
+    "int8_linear",
+    "quantize_kv",
+]

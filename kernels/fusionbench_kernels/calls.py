@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from .cross_attention import _backward_keys, _backward_queries, _combine, backward, forward
+from .int8_attention import _empty_quantized, _statistics, attend_forward, quantize_forward
+from .int8_linear import forward as linear_forward
+from .int8_linear import quantize_forward as quantize_rows_forward
+from .int8_linear import stored
 from .names import Variant
 
 Where = Mapping[str, int]
@@ -23,7 +27,7 @@ def tensor(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
 
 def element(where: Where) -> torch.dtype:
     """The type of the widest element a row allows."""
-    return torch.float16 if where.get("bytes", 4) == 2 else torch.float32
+    return torch.float16 if where.get("bytes", 4) <= 2 else torch.float32
 
 
 def qkv(where: Where) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,6 +59,27 @@ def _two_pass_backward(where: Where) -> None:
     _backward_queries(*common, q, None)
 
 
+def _int8_forward(where: Where) -> None:
+    q, k, v = qkv(where)
+    fp8 = where.get("bytes") == 1
+    keys, scale, mean, v8, v_scale = _empty_quantized(k, True, where.get("grain", 1), fp8)
+    values = (v8, v_scale) if fp8 else (v, None)
+    attend_forward(q, keys, scale, mean, *values, None, None, q.shape[-1] ** -0.5, where.get("grain", 1))
+
+
+def _quantize_keys(where: Where) -> None:
+    _, k, v = qkv({"bytes": 2, **where})
+    quantize_forward(k, v, None, None, True, where.get("grain", 1), False)
+
+
+def _int8_matmul(where: Where) -> None:
+    rows, outputs, inputs = where.get("rows", LONG), where.get("outputs", LONG), LONG
+    weight = tensor(outputs, stored(inputs), dtype=torch.int8), tensor(outputs, dtype=torch.float32)
+    linear_forward(
+        tensor(rows, inputs), *weight, tensor(outputs), tensor(rows, outputs), False, None, None, 0.0
+    )
+
+
 CALLS: dict[str, Callable[[Where], None]] = {
     "streaming_forward": _forward("streaming"),
     "resident_forward": _forward("resident"),
@@ -68,5 +93,12 @@ CALLS: dict[str, Callable[[Where], None]] = {
     "backward_keys": _two_pass_backward,
     "backward_queries": _two_pass_backward,
     "backward_keys_resident": _backward,
+    "key_statistics": lambda where: _statistics(*qkv({"bytes": 2, **where})[1:], None, None, True, False) and None,
+    "quantize_keys": _quantize_keys,
+    "int8_forward": _int8_forward,
+    "quantize_rows": lambda where: quantize_rows_forward(
+        tensor(LONG, where.get("inputs", 32 * LONG)), True, tensor(32), tensor(32), 1e-5
+    ) and None,
+    "int8_matmul": _int8_matmul,
     "backward_queries_resident": lambda where: _backward({"keys": 4 * LONG, **where}),
 }

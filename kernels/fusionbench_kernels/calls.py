@@ -63,8 +63,14 @@ def _int8_forward(where: Where) -> None:
     q, k, v = qkv(where)
     fp8 = where.get("bytes") == 1
     keys, scale, mean, v8, v_scale = _empty_quantized(k, True, where.get("grain", 1), fp8)
-    values = (v8, v_scale) if fp8 else (v, None)
-    attend_forward(q, keys, scale, mean, *values, None, None, q.shape[-1] ** -0.5, where.get("grain", 1))
+    values, value_scale = (v8, v_scale) if fp8 else (v, None)
+    grain = where.get("grain", 1)
+    attend_forward(q, keys, scale, mean, values, value_scale, None, None, q.shape[-1] ** -0.5, grain)
+
+
+def _key_statistics(where: Where) -> None:
+    _, k, v = qkv({"bytes": 2, **where})
+    _statistics(k, v, None, None, True, False)
 
 
 def _quantize_keys(where: Where) -> None:
@@ -72,12 +78,15 @@ def _quantize_keys(where: Where) -> None:
     quantize_forward(k, v, None, None, True, where.get("grain", 1), False)
 
 
+def _quantize_rows(where: Where) -> None:
+    inputs = where.get("inputs", 32 * LONG)
+    quantize_rows_forward(tensor(LONG, inputs), True, tensor(inputs), tensor(inputs), 1e-5)
+
+
 def _int8_matmul(where: Where) -> None:
     rows, outputs, inputs = where.get("rows", LONG), where.get("outputs", LONG), LONG
     weight = tensor(outputs, stored(inputs), dtype=torch.int8), tensor(outputs, dtype=torch.float32)
-    linear_forward(
-        tensor(rows, inputs), *weight, tensor(outputs), tensor(rows, outputs), False, None, None, 0.0
-    )
+    linear_forward(tensor(rows, inputs), *weight, tensor(outputs), tensor(rows, outputs), False, None, None, 0.0)
 
 
 CALLS: dict[str, Callable[[Where], None]] = {
@@ -93,12 +102,10 @@ CALLS: dict[str, Callable[[Where], None]] = {
     "backward_keys": _two_pass_backward,
     "backward_queries": _two_pass_backward,
     "backward_keys_resident": _backward,
-    "key_statistics": lambda where: _statistics(*qkv({"bytes": 2, **where})[1:], None, None, True, False) and None,
+    "key_statistics": _key_statistics,
     "quantize_keys": _quantize_keys,
     "int8_forward": _int8_forward,
-    "quantize_rows": lambda where: quantize_rows_forward(
-        tensor(LONG, where.get("inputs", 32 * LONG)), True, tensor(32), tensor(32), 1e-5
-    ) and None,
+    "quantize_rows": _quantize_rows,
     "int8_matmul": _int8_matmul,
     "backward_queries_resident": lambda where: _backward({"keys": 4 * LONG, **where}),
 }

@@ -26,7 +26,7 @@ _FP8 = frozenset({"sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121", "gfx
 
 @dataclass(frozen=True)
 class QuantizedKV:
-    """Keys (and with ``pv="fp8"`` values) as ``quantize_kv`` left them; made once, passed to ``int8_attention`` often."""
+    """Keys (with ``pv="fp8"`` values too) as ``quantize_kv`` left them: made once, given to many ``int8_attention``."""
 
     keys: Tensor  # [B, Hkv, Lk, d up to a multiple of 16] int8
     key_scale: Tensor  # [B, Hkv, Lk or ⌈Lk / 64⌉] fp32
@@ -239,8 +239,9 @@ def quantize_forward(
     config = require("quantize_keys", arch, head_dim=head_dim, grain=grain)
     tiles = cdiv(count, config.blocks["BLOCK_K"])
     statistics = _statistics(k, v, mask, lens, smooth, fp8) if tiles > 1 and (smooth or fp8) else (None, None, None)
+    pointers = found[3:] if fp8 else (None, None)  # not even as a type does sm_80 know e4m3
     launch(
-        quantize_keys, batch * heads * tiles, k, v, *statistics, _bytes(mask), lens, *found,
+        quantize_keys, batch * heads * tiles, k, v, *statistics, _bytes(mask), lens, *found[:3], *pointers,
         *k.stride(), *v.stride(), *_strides(mask, 2), heads, count, aligned(count), cdiv(count, PART_KEYS), tiles,
         config=config, HEAD_DIM=head_dim, STORED=aligned(head_dim), WIDTH=_width(head_dim), GRAIN=grain,
         ONE_TILE=tiles == 1, SMOOTH=smooth, FP8=fp8, HAS_MASK=mask is not None, HAS_LENS=lens is not None,
@@ -276,9 +277,7 @@ def attend_forward(
     """The launch of the attention kernel; where queries are few, the keys are split over programs and merged."""
     batch, heads, queries, head_dim = q.shape
     count, here = keys.shape[2], target(q.device)
-    config = require(
-        "int8_forward", here.arch, head_dim=head_dim, bytes=v.element_size(), grain=grain, queries=queries
-    )
+    config = require("int8_forward", here.arch, head_dim=head_dim, bytes=v.element_size(), grain=grain, queries=queries)
     tiles, key_tiles = cdiv(queries, config.blocks["BLOCK_Q"]), cdiv(count, config.blocks["BLOCK_K"])
     splits = split_count(batch * heads * tiles, key_tiles, here.multiprocessors)
     out, lse = _empty(q)

@@ -58,7 +58,7 @@ def int8_linear(
     count, outputs = math.prod(x.shape[:-1]), weight.values.shape[0]
     rows = x.reshape(count, weight.inputs)
     flat = None if residual is None else residual.reshape(count, outputs)
-    out = linear(rows, weight.values, weight.scale, bias, flat, norm is not None, gamma, beta, float(eps))
+    out: Tensor = linear(rows, weight.values, weight.scale, bias, flat, norm is not None, gamma, beta, float(eps))
     return out.view(*x.shape[:-1], outputs)
 
 

@@ -1,4 +1,4 @@
-"""The int8 operations in plain PyTorch, quantised as the kernels do: the truth of their tests, and what runs on a CPU."""
+"""The int8 operations in plain PyTorch, quantised as in the kernels: their tests' truth, and what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def quantize_blocks(x: Tensor, grain: int) -> tuple[Tensor, Tensor]:
     x = x.float()
     rows = x.shape[-2]
     padded = F.pad(x, (0, 0, 0, -rows % grain))
-    scale, inverse = scale_of(padded.unflatten(-2, (padded.shape[-2] // grain, grain)).abs().amax((-1, -2)))
+    scale, inverse = scale_of(
+        padded.reshape(*x.shape[:-2], padded.shape[-2] // grain, grain, x.shape[-1]).abs().amax((-1, -2))
+    )
     return to_int8(x * inverse.repeat_interleave(grain, -1)[..., :rows, None]), scale
 
 

@@ -1,4 +1,4 @@
-"""Attention over int8 keys: their statistics, their quantisation, and the forward pass that quantises queries itself."""
+"""Attention over int8 keys: their statistics, their quantisation, and the forward pass, which quantises queries."""
 
 from __future__ import annotations
 

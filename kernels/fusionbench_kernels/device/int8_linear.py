@@ -1,4 +1,4 @@
-"""The two kernels of a W8A8 linear layer: rows to int8 (after LayerNorm, if asked), and the product of int8 matrices."""
+"""The two kernels of a W8A8 linear layer: rows to int8 (after LayerNorm, if asked), and products of int8 matrices."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def int8_matmul(
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """out [M, N] = (a [M, K] · wᵀ [K, N])·a_scale[m]·w_scale[n] + bias[n] + residual[m, n], products summed in int32."""
+    """out [M, N] = (a [M, K] · wᵀ [K, N])·a_scale[m]·w_scale[n] + bias[n] + residual[m, n], summed in int32."""
     program = tl.program_id(0)
     down, across = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     # GROUP_M tiles of rows share the columns they walk along while those are in L2.

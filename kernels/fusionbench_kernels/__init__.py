@@ -1,5 +1,7 @@
 """Triton kernels for fusing two modalities, usable in anyone's model: fused cross-attention and what belongs to it."""
 
+from .co_attention import co_attention, co_attention_choice
+from .concat_tokens import concat_tokens
 from .cross_attention import attention_weights, choice, cross_attention
 from .int8_attention import QuantizedKV, int8_attention, quantize_kv
 from .int8_linear import Int8Weight, int8_linear
@@ -9,6 +11,9 @@ __all__ = [
     "QuantizedKV",
     "attention_weights",
     "choice",
+    "co_attention",
+    "co_attention_choice",
+    "concat_tokens",
     "cross_attention",
     "int8_attention",
     "int8_linear",

@@ -18,6 +18,10 @@ from .concat_linear import forward as concat_linear
 from .concat_linear import write
 from .concat_tokens import forward as concat_tokens
 from .cross_attention import _backward_keys, _backward_queries, _combine, backward, forward
+from .int8_attention import _empty_quantized, _statistics, attend_forward, quantize_forward
+from .int8_linear import forward as linear_forward
+from .int8_linear import quantize_forward as quantize_rows_forward
+from .int8_linear import stored
 from .names import Variant
 from .projected import ProjectedVariant
 from .projected import forward as projected
@@ -32,7 +36,7 @@ def tensor(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
 
 def element(where: Where) -> torch.dtype:
     """The type of the widest element a row allows."""
-    return torch.float16 if where.get("bytes", 4) == 2 else torch.float32
+    return torch.float16 if where.get("bytes", 4) <= 2 else torch.float32
 
 
 def qkv(where: Where) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,6 +98,37 @@ def _project_into(where: Where) -> None:
     write(sequence[:, 77:], tensor(1, rows, 640, dtype=kind), tensor(640, 640, dtype=kind), one, one, one, 1e-5)
 
 
+def _int8_forward(where: Where) -> None:
+    q, k, v = qkv(where)
+    fp8 = where.get("bytes") == 1
+    keys, scale, mean, v8, v_scale = _empty_quantized(k, True, where.get("grain", 1), fp8)
+    values, value_scale = (v8, v_scale) if fp8 else (v, None)
+    grain = where.get("grain", 1)
+    mask = tensor(k.shape[0], k.shape[2], dtype=torch.bool)  # masks cost registers
+    attend_forward(q, keys, scale, mean, values, value_scale, mask, None, q.shape[-1] ** -0.5, grain)
+
+
+def _key_statistics(where: Where) -> None:
+    _, k, v = qkv({"bytes": 2, **where})
+    _statistics(k, v, None, None, True, False)
+
+
+def _quantize_keys(where: Where) -> None:
+    _, k, v = qkv({"bytes": 2, **where})
+    quantize_forward(k, v, None, None, True, where.get("grain", 1), False)
+
+
+def _quantize_rows(where: Where) -> None:
+    inputs = where.get("inputs", 32 * LONG)
+    quantize_rows_forward(tensor(LONG, inputs), True, tensor(inputs), tensor(inputs), 1e-5)
+
+
+def _int8_matmul(where: Where) -> None:
+    rows, outputs, inputs = where.get("rows", LONG), where.get("outputs", LONG), LONG
+    weight = tensor(outputs, stored(inputs), dtype=torch.int8), tensor(outputs, dtype=torch.float32)
+    linear_forward(tensor(rows, inputs), *weight, tensor(outputs), tensor(rows, outputs), False, None, None, 0.0)
+
+
 def _co_sides(where: Where) -> tuple[Side, Side]:
     """Text at the row's upper bound, image long, both masked: masks cost registers."""
     short, d = where.get("short", 64), where.get("head_dim", 128)
@@ -131,6 +166,11 @@ CALLS: dict[str, Callable[[Where], object]] = {
     "backward_keys": _two_pass_backward,
     "backward_queries": _two_pass_backward,
     "backward_keys_resident": _backward,
+    "key_statistics": _key_statistics,
+    "quantize_keys": _quantize_keys,
+    "int8_forward": _int8_forward,
+    "quantize_rows": _quantize_rows,
+    "int8_matmul": _int8_matmul,
     "backward_queries_resident": lambda where: _backward({"keys": 4 * LONG, **where}),
     "projected_forward": _projected("one_kernel"),
     "projected_heads": _projected("heads"),

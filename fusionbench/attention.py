@@ -10,7 +10,7 @@ from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .errors import FusionbenchError
@@ -94,9 +94,38 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return out
 
 
+def _triton_int8(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    from fusionbench_kernels import int8_attention
+
+    out: Tensor = int8_attention(q, k, v, key_padding_mask=mask)  # type: ignore[assignment]
+    return out
+
+
 _IMPLS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
     "eager": _eager,
     "sdpa": _sdpa,
     "flex": _flex,
     "triton": _triton,
+    "triton_int8": _triton_int8,
+}
+
+
+def _projected(x: Tensor, k: Tensor, v: Tensor, q: nn.Linear, out: nn.Linear, mask: Tensor | None) -> Tensor:
+    from fusionbench_kernels import projected_cross_attention
+
+    return projected_cross_attention(
+        x, k, v, q.weight, q.bias, out.weight, out.bias, heads=k.shape[1], key_padding_mask=mask
+    )
+
+
+def _absorbed(x: Tensor, k: Tensor, v: Tensor, q: nn.Linear, out: nn.Linear, mask: Tensor | None) -> Tensor:
+    from fusionbench_kernels import absorb, absorbed_cross_attention
+
+    return absorbed_cross_attention(x, absorb(k, v, q.weight, q.bias, out.weight, key_padding_mask=mask), out.bias)
+
+
+# Impls that take the projections of queries and outputs with them: (x [B, Lq, D], k, v, q, out, mask) -> [B, Lq, D].
+WITH_PROJECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, nn.Linear, nn.Linear, Tensor | None], Tensor]] = {
+    "triton_projected": _projected,
+    "triton_absorbed": _absorbed,
 }

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import FusionbenchError, UnknownNameError
-from .int8 import quantize_linears
+from .int8 import Int8Linear, TritonInt8Linear, quantize_linears
 from .registry import Strategy
 from .spec import Case
 
@@ -41,6 +41,7 @@ class Backend:
     prepare: Callable[[nn.Module], nn.Module] = _unchanged
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     transforms: bool = False
+    int8: bool = False  # serves the dtype int8, and no other
     compiles: bool = False  # compiled code hides its products from the FLOP counter
 
     def impl_for(self, strategy: Strategy) -> str | None:
@@ -79,7 +80,7 @@ def refusal(strategy: Strategy, backend: Backend, case: Case) -> str | None:
     if shape.width % shape.heads:
         return f"width {shape.width} is not a multiple of {shape.heads} heads"
     reason = _dtype_refusal(backend, case) or backend.refuses(case) or strategy.refusal(case)
-    if reason is None and backend.name == "int8" and strategy.costs(case, "eager").params == 0:
+    if reason is None and backend.int8 and strategy.costs(case, "eager").params == 0:
         return f"'{strategy.name}' has no weights to quantise"
     return reason
 
@@ -87,10 +88,10 @@ def refusal(strategy: Strategy, backend: Backend, case: Case) -> str | None:
 def _dtype_refusal(backend: Backend, case: Case) -> str | None:
     if case.dtype == "tf32" and case.device == "cpu":
         return "tf32 is a format of NVIDIA's tensor cores; a CPU has none"
-    if case.dtype == "int8" and backend.name != "int8":
+    if case.dtype == "int8" and not backend.int8:
         return f"backend '{backend.name}' has no int8 kernels (use backend 'int8')"
-    if case.dtype != "int8" and backend.name == "int8":
-        return f"backend 'int8' computes in int8, not in {case.dtype} (use dtype 'int8')"
+    if case.dtype != "int8" and backend.int8:
+        return f"backend '{backend.name}' computes in int8, not in {case.dtype} (use dtype 'int8')"
     return None
 
 
@@ -147,14 +148,26 @@ def _triton_refuses(case: Case) -> str | None:
     return None
 
 
+def _absorbed_refuses(case: Case) -> str | None:
+    if case.mode == "fwd_bwd":
+        return "absorbed attention is for inference: its products of weights have no gradients"
+    if case.dtype not in ("fp16", "bf16"):
+        return f"absorbed attention has kernels for fp16 and bf16, not for {case.dtype}"
+    return _triton_refuses(case)
+
+
+def _triton_int8_refuses(case: Case) -> str | None:
+    return _int8_refuses(case) or _triton_refuses(case)
+
+
 def _compile(module: nn.Module) -> nn.Module:
     # Static shapes: a job has one shape, and a dynamic kernel would answer another question.
     return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
 
-def _quantize(module: nn.Module) -> nn.Module:
-    if quantize_linears(module) == 0:
-        raise FusionbenchError("backend 'int8' found no Linear layer to quantise")
+def _quantize(kind: type[nn.Module], module: nn.Module) -> nn.Module:
+    if quantize_linears(module, kind) == 0:
+        raise FusionbenchError("int8 found no Linear layer to quantise")
     return module
 
 
@@ -176,8 +189,14 @@ _ALL = (
     Backend("compile", "sdpa", "the whole module under torch.compile, static shapes", _compile_refuses, _compile,
             transforms=True, compiles=True),
     Backend("int8", "sdpa", "W8A8 dynamic: every Linear over int8 products, attention as in sdpa", _int8_refuses,
-            _quantize, transforms=True),
+            functools.partial(_quantize, Int8Linear), transforms=True, int8=True),
     Backend("triton", "triton", "hand-written Triton kernels", _triton_refuses),
+    Backend("triton-projected", "triton_projected", "Triton: attention with its query and output projections inside",
+            _triton_refuses),
+    Backend("triton-absorbed", "triton_absorbed", "Triton: projections multiplied into keys and values, in every call",
+            _absorbed_refuses),
+    Backend("triton-int8", "triton_int8", "Triton: W8A8 as in int8, attention scores in int8, too",
+            _triton_int8_refuses, functools.partial(_quantize, TritonInt8Linear), transforms=True, int8=True),
 )  # fmt: skip
 
 BACKENDS = {backend.name: backend for backend in _ALL}

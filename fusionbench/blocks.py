@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .attention import attend
-from .cost import Cost, attention, copy, layer_norm, linear
+from .attention import WITH_PROJECTIONS, attend
+from .cost import Cost, absorbed_attention, attention, copy, layer_norm, linear, projected_attention
 from .errors import MissingModalityError
 from .spec import Case, Shape
 
@@ -125,7 +125,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(inner, query_width)
 
     def forward(self, x: Tensor, context: Tensor, mask: Mask = None) -> Tensor:
-        q, k, v = (split_heads(y, self.heads) for y in (self.q(x), self.k(context), self.v(context)))
+        k, v = split_heads(self.k(context), self.heads), split_heads(self.v(context), self.heads)
+        if self.impl in WITH_PROJECTIONS:
+            return WITH_PROJECTIONS[self.impl](x, k, v, self.q, self.out, mask)
+        q = split_heads(self.q(x), self.heads)
         attended: Tensor = self.out(merge_heads(attend(q, k, v, self.impl, mask)))
         return attended
 
@@ -138,10 +141,15 @@ def attention_cost(
     ``saves_context`` is False where the context is also some attention's x, which is counted there.
     """
     b, inner = shape.batch, shape.width
+    context = linear(b * keys, context_width, inner, saves_input=saves_context)
+    context += linear(b * keys, context_width, inner, saves_input=False)
+    if impl == "triton_projected":
+        return context + projected_attention(b, queries, keys, query_width, inner)
+    if impl == "triton_absorbed":
+        return context + absorbed_attention(b, queries, keys, query_width, inner, shape.heads)
     return (
-        linear(b * queries, query_width, inner)
-        + linear(b * keys, context_width, inner, saves_input=saves_context)
-        + linear(b * keys, context_width, inner, saves_input=False)
+        context
+        + linear(b * queries, query_width, inner)
         + attention(b, queries, keys, inner, shape.heads, impl)
         + linear(b * queries, inner, query_width, saves_input=False)  # attention keeps its own output
     )

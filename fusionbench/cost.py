@@ -104,3 +104,34 @@ def attention(batch: int, queries: int, keys: int, width: int, heads: int, impl:
         saved=q + kv + q + (scores if eager else 0),
         saved_bytes=0 if eager else 4 * batch * heads * queries,
     )
+
+
+def projected_attention(batch: int, queries: int, keys: int, width: int, inner: int) -> Cost:
+    """Attention with the projections of its queries and outputs in one kernel, which keeps x, k and v.
+
+    Counted as that kernel; where the widths do not allow it, fewer steps are fused and more is moved.
+    """
+    rows, kv = batch * queries, 2 * batch * keys * inner
+    flops = 2 * rows * width * inner * 2 + 4 * rows * keys * inner
+    weights = 2 * width * inner + inner + width
+    return Cost(
+        flops=flops,
+        backward_flops=2 * flops,
+        params=weights,
+        weights_read=weights,
+        activations_moved=2 * rows * width + kv,
+        saved=rows * width + kv,
+    )
+
+
+def absorbed_attention(batch: int, queries: int, keys: int, width: int, inner: int, heads: int) -> Cost:
+    """Both projections multiplied into keys and values, [B, H, Lk, D] each, then one kernel; inference only."""
+    rows, absorbed = batch * queries, 2 * batch * heads * keys * width
+    weights = 2 * width * inner + inner + width
+    by_bias = 2 * batch * keys * inner  # the queries' bias through the keys
+    return Cost(
+        flops=4 * batch * keys * inner * width + by_bias + 4 * rows * heads * keys * width,
+        params=weights,
+        weights_read=weights,
+        activations_moved=2 * batch * keys * inner + 2 * absorbed + 2 * rows * width,
+    )

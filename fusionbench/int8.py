@@ -1,4 +1,7 @@
-"""W8A8: Linear layers over int8 products, weights per output channel, activations per token, both symmetric."""
+"""W8A8: Linear layers over int8 products, weights per output channel, activations per token, both symmetric.
+
+``Int8Linear`` is PyTorch's product with its scales around it, ``TritonInt8Linear`` two kernels of fusionbench_kernels.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +54,36 @@ def _pad(x: Tensor, rows: int, columns: int) -> Tensor:
     return nn.functional.pad(x, (0, extra[1], 0, extra[0])) if any(extra) else x
 
 
-def quantize_linears(module: nn.Module) -> int:
-    """Replace every nn.Linear below ``module`` in place; returns how many there were."""
+class TritonInt8Linear(nn.Module):
+    """As ``Int8Linear``, by a kernel that quantises and one whose epilogue applies scales and bias. Inference only."""
+
+    values: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        from fusionbench_kernels import Int8Weight
+
+        quantized = Int8Weight.quantize(layer.weight.detach())
+        self.inputs = quantized.inputs
+        self.register_buffer("values", quantized.values)
+        self.register_buffer("scale", quantized.scale)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        from fusionbench_kernels import Int8Weight, int8_linear
+
+        return int8_linear(x, Int8Weight(self.values, self.scale, self.inputs), self.bias)
+
+
+def quantize_linears(module: nn.Module, kind: type[nn.Module] = Int8Linear) -> int:
+    """Replace every nn.Linear below ``module`` in place by ``kind(layer)``; returns how many there were."""
     found = 0
     for name, child in module.named_children():
         if type(child) is nn.Linear:  # a subclass has a forward of its own
-            setattr(module, name, Int8Linear(child))
+            setattr(module, name, kind(child))
             found += 1
         else:
-            found += quantize_linears(child)
+            found += quantize_linears(child, kind)
     return found

@@ -93,6 +93,7 @@ def with_gradient(entry: Strategy, case: Case) -> Case:
     return wanted if not entry.refusal(wanted) else msgspec.structs.replace(case, mode="fwd")
 
 
+INFERENCE = accepted(("triton_projected", "triton_absorbed", "triton_int8"))
 EVERYTHING = accepted(("eager", "sdpa", "triton"))
 everything = pytest.mark.parametrize(("entry", "impl", "case"), EVERYTHING)
 everything_with_a_gradient = pytest.mark.parametrize(
@@ -128,6 +129,18 @@ def test_the_closed_form_counts_the_flops_that_run_forward_and_backward(entry: S
         assert count_flops(kept[0].backward).flops == expected.backward_flops
     else:
         assert expected.backward_flops == expected.saved == expected.saved_bytes == 0
+
+
+@pytest.mark.parametrize(("entry", "impl", "case"), INFERENCE)
+def test_the_closed_form_counts_the_forward_flops_of_kernels_that_fuse_more(
+    entry: Strategy, impl: str, case: Case
+) -> None:
+    module, given = prepare(entry, impl, case)
+    with torch.no_grad():
+        forward = count_flops(lambda: module(*given.args()))
+    expected = entry.costs(case, impl)
+    assert forward.flops == expected.flops
+    assert expected.params == sum(p.numel() for p in module.parameters())
 
 
 @everything

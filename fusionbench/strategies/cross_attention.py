@@ -27,7 +27,7 @@ def cost(case: Case, impl: str, direction: Direction = "text_to_image", context_
 
 @strategy(
     "cross_attention",
-    impls=ATTENTION_IMPLS,
+    impls=(*ATTENTION_IMPLS, "triton_projected", "triton_absorbed"),
     cost=cost,
     variants={"image_to_text": {"direction": "image_to_text"}, "context_norm": {"context_norm": True}},
 )

@@ -34,13 +34,14 @@ def has_triton() -> bool:
 
 def uses_triton(*tensors: Tensor) -> bool:
     """Whether a call on these tensors launches Triton kernels; otherwise plain PyTorch computes the same."""
-    if not has_triton():
-        return False
-    if tensors[0].device.type == "cuda":
-        return all(x.dtype in _GPU_DTYPES for x in tensors)
-    if recording():
-        return True
-    return INTERPRETED and tensors[0].device.type == "cpu" and all(x.dtype in _INTERPRETER_DTYPES for x in tensors)
+    kind = tensors[0].device.type
+    if kind == "cuda":
+        wanted = all(x.dtype in _GPU_DTYPES for x in tensors)
+    elif recording():
+        wanted = True
+    else:
+        wanted = INTERPRETED and kind == "cpu" and all(x.dtype in _INTERPRETER_DTYPES for x in tensors)
+    return wanted and has_triton()
 
 
 # --- what the device is --------------------------------------------------------------------------------------------
@@ -130,7 +131,8 @@ def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **consta
 
 def precision(dtype: torch.dtype) -> str:
     """How products of fp32 are computed: as PyTorch's own matmul setting says; other types have no choice."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # `allow_tf32` says the same, but raises once the newer setting has been written to.
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def cdiv(a: int, b: int) -> int:

@@ -63,7 +63,7 @@ def test_every_way_back_handles_tails(
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-@pytest.mark.parametrize(("variant", "path"), zip(VARIANTS, PATHS, strict=True))
+@pytest.mark.parametrize(("variant", "path"), [*zip(VARIANTS, PATHS, strict=True)])
 def test_shapes_of_flash_attentions_tests(variant: str, path: str, shape: tuple[int, int], device: str) -> None:
     queries, keys = shape
     if path == "keys-resident" and keys > queries:

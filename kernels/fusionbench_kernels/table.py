@@ -23,6 +23,8 @@ class Config:
     ``edge`` is the shortest edge a tile of heads or resident keys is padded to. Tiles narrower than 64 in kernels of
     several products have read outside of shared memory on sm_90 (triton #10486, #10573, #11366): the 16-bit rows there
     pad to 64 and split nothing, until narrower ones have passed compute-sanitizer on a GPU.
+    ``preferred`` lets dispatch choose a variant that is otherwise only asked for ("descriptor"): a tuner sets it in the
+    row, on a GPU, where the variant's check passed and it was faster.
     """
 
     blocks: Mapping[str, int]
@@ -31,6 +33,7 @@ class Config:
     split_heads: bool = False
     split_keys: bool = False
     edge: int = 16  # the least that a product takes
+    preferred: bool = False
 
 
 # Where an architecture has no rows of its own: the one whose shared memory and instructions it has at least.
@@ -88,6 +91,13 @@ def rows(arch: str) -> dict[str, list[tuple[dict[str, int], Config]]]:
     return {kernel: list(found) for kernel, found in _rows(arch).items()}
 
 
+def table_of(arch: str) -> str:
+    """The architecture whose rows ``arch`` uses; one newer than this file gets what fits everywhere."""
+    if arch in _file()["tables"]:
+        return arch
+    return _STANDS_FOR.get(arch, "gfx942" if arch.startswith("gfx") else "sm_80")
+
+
 def architectures() -> tuple[str, ...]:
     """The architectures that have rows of their own."""
     return tuple(name for name in _file()["tables"] if name != "interpreter")
@@ -95,14 +105,11 @@ def architectures() -> tuple[str, ...]:
 
 @functools.cache
 def _rows(arch: str) -> dict[str, list[tuple[dict[str, int], Config]]]:
-    tables = _file()["tables"]
-    # An architecture newer than this file gets what fits everywhere.
-    name = arch if arch in tables else _STANDS_FOR.get(arch, "gfx942" if arch.startswith("gfx") else "sm_80")
     return {
         kernel: [
             (row["where"], Config(**{name: value for name, value in row.items() if name != "where"})) for row in found
         ]
-        for kernel, found in tables[name].items()
+        for kernel, found in _file()["tables"][table_of(arch)].items()
     }
 
 

@@ -23,7 +23,7 @@ from tests.kernels.attention_cases import (
 from tests.kernels.conftest import needs_gpu
 
 KEYS = (0, 1, 15, 16, 17, 63, 64, 65, 76, 77, 78, 127, 128, 129)
-HEAD_DIMS = (8, 24, 40, 64, 72, 80, 96, 128, 160)
+HEAD_DIMS = (1, 7, 8, 24, 40, 64, 72, 80, 96, 128, 160)
 DTYPES = (torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=needs_gpu))
 # Every count in fp32; the other types share its tails and differ in their products.
 TAILS = [
@@ -91,7 +91,7 @@ def test_every_way_back_handles_odd_head_dims(path: str, head_dim: int, dtype: t
 def test_the_grid_has_split_heads_and_split_keys_and_neither() -> None:
     streaming, resident = SMALL["streaming_forward"], SMALL["resident_forward"]
     assert {d: head_tiles(d, streaming) for d in HEAD_DIMS} == {
-        8: (16, 0), 24: (32, 0), 40: (32, 16), 64: (64, 0), 72: (64, 16), 80: (64, 16), 96: (64, 32), 128: (128, 0),
+        1: (16, 0), 7: (16, 0), 8: (16, 0), 24: (32, 0), 40: (32, 16), 64: (64, 0), 72: (64, 16), 80: (64, 16), 96: (64, 32), 128: (128, 0),
         160: (128, 32),
     }  # fmt: skip
     assert {n: key_tiles(n, resident) for n in (1, 17, 65, 77, 128, 129)} == {

@@ -1,8 +1,8 @@
 """The backward kernels of attention: over tiles of keys, of queries, or both at once where one side is short.
 
 With P = exp(S - lse): dV = PᵀdO, dS = P∘(dO Vᵀ - delta), dQ = scale·dS K, dK = scale·dSᵀQ;
-delta = rowsum(dO∘O) - dlse carries the gradient of the log-sum-exp. Every sum has one owner: no atomics, the same bits
-on every run.
+delta = rowsum(dO∘O) - dlse carries the gradient of the log-sum-exp. Every sum has one owner: no atomics,
+the same bits on every run.
 """
 
 from __future__ import annotations

@@ -375,7 +375,7 @@ def _as_attention(queries: Side, of: Output, keys: Side, scale: float) -> tuple[
 
 
 def _ready(side: Side, of: Output, dx: Tensor, dv: Tensor) -> _Ready:
-    return _Ready(side.x, side.v, side.mask, of.dout, of.lse, _delta(of.out, of.dout, of.dlse), dx, dv)
+    return _Ready(side.x, side.v, side.mask, of.dout, of.lse, _delta(of.out, of.lse, of.dout, of.dlse), dx, dv)
 
 
 def _operands(r: _Ready, s: _Ready) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, descriptor, dispatch, reference
-from .dispatch import MAX_HEAD_DIM, Choice, Sizes, head_tiles, key_tiles
+from .dispatch import MAX_HEAD_DIM, Choice, Sizes, head_tiles, key_tiles, padded_edge
 from .names import Variant
 from .runtime import cdiv, launch, power_of_two, precision, target, uses_triton
 from .table import find, require
@@ -37,8 +37,9 @@ def cross_attention(
     [B, H, Lq, Lk], added to the scaled scores; its gradient takes a buffer of that size. ``scale`` defaults to 1/√d.
     Products of float32 follow ``torch.backends.cuda.matmul.fp32_precision``.
 
-    Returns out [B, H, Lq, d], with ``return_lse`` also the natural log-sum-exp of each row [B, H, Lq] float32,
-    differentiable. A row without keys gives 0, -inf and zero gradients; keys that take no part may hold NaN.
+    Returns out [B, H, Lq, d], with ``return_lse`` also the natural log-sum-exp of each row [B, H, Lq] float32
+    (float64 for float64), differentiable. A row without keys gives 0, -inf and zero gradients; keys that take no part
+    may hold NaN.
 
     ``variant`` forces a kernel where ``choice`` would pick another; ``splits`` with "split" the number of splits.
     The first "descriptor" of a process checks that kernel on its GPU, which takes several seconds, and raises
@@ -46,6 +47,7 @@ def cross_attention(
     On a CPU the same is computed by plain PyTorch. Raises ValueError that names the argument which does not fit.
     """
     _check(q, k, v, key_padding_mask, kv_lens, bias)
+    dispatch.check_variant(variant, splits)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if bias is not None:
         bias = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
@@ -79,15 +81,20 @@ def attention_weights(
     bias: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """The probabilities [B, H, Lq, Lk] float32 of a ``cross_attention`` that returned this ``lse``, in plain PyTorch.
+    """The probabilities [B, H, Lq, Lk] of a ``cross_attention`` that returned this ``lse``, in plain PyTorch.
 
-    They take Lq·Lk memory, which is what the kernels avoid: to look at, not to train through.
+    In float32 (float64 for float64). They take Lq·Lk memory, which is what the kernels avoid: to look at, not to
+    train through.
     """
+    _check(q, k, k, key_padding_mask, kv_lens, bias)
+    checks.shaped("lse", lse, *q.shape[:3])
+    checks.same_device(q=q, lse=lse)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    wide_k = k.float().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = (q.float() @ wide_k.transpose(-2, -1)) * scale
+    kind = torch.promote_types(q.dtype, torch.float32)
+    wide_k = k.to(kind).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = (q.to(kind) @ wide_k.transpose(-2, -1)) * scale
     if bias is not None:
-        scores = scores + bias.float()
+        scores = scores + bias.to(kind)
     p = torch.exp(scores - lse.masked_fill(lse == -math.inf, math.inf)[..., None])
     keep = reference.keep_mask(key_padding_mask, kv_lens, k.shape[2], q.device)
     return p if keep is None else p.masked_fill(~keep[:, None, None, :], 0.0)
@@ -100,7 +107,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lens: Tensor | 
     checks.shaped("v", v, *k.shape)
     checks.alike(q=q, k=k, v=v)
     checks.head_dim(head_dim, MAX_HEAD_DIM)
-    if k.shape[1] == 0 or heads % k.shape[1]:
+    if heads == 0 or k.shape[1] == 0 or heads % k.shape[1]:
         raise ValueError(f"q has {heads} heads and k has {k.shape[1]}; the first must be a multiple of the second")
     if mask is not None:
         checks.padding_mask("key_padding_mask", mask, batch, k.shape[2])
@@ -229,6 +236,7 @@ def forward(
     """The kernels' launch: shapes as in ``cross_attention``, bias expanded to [B, H, Lq, Lk]."""
     picked = _choose(q, k, v, mask, bias, scale, variant, splits)
     out, lse = _empty(q)
+    lens = _contiguous(lens)
     if picked.variant == "descriptor":
         descriptor.descriptor_launch(q, k, v, out, lse, mask, lens, bias, scale, picked.config)
     elif picked.variant == "resident":
@@ -328,7 +336,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dS): the kernels' launch, in one pass over the scores where one side fits a program, else in two."""
     gradients = _empty_gradients(q, k, v, wants_ds)
-    delta = _delta(out, dout, dlse)
+    lse, lens = lse.contiguous(), _contiguous(lens)
+    delta = _delta(out, lse, dout, dlse)
     common = (q, k, v, dout, lse, delta, mask, lens, bias, scale)
     sizes = Sizes.of(q, k)
     arch, group = target(q.device).arch, sizes.heads // sizes.kv_heads
@@ -343,16 +352,16 @@ def backward(
     return gradients
 
 
-def _delta(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
+def _delta(out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
     from .device.attention_backward import backward_delta
 
     _, heads, queries, head_dim = out.shape
     delta = out.new_empty(out.shape[:3], dtype=torch.float32)
     config = require("backward_delta", target(out.device).arch, head_dim=head_dim)
     launch(
-        backward_delta, cdiv(delta.numel(), config.blocks["BLOCK_Q"]), out, dout,
-        None if dlse is None else dlse.contiguous(), delta, *out.stride(), *dout.stride(), heads, queries,
-        delta.numel(), config=config, HEAD_DIM=head_dim, WIDTH=power_of_two(head_dim),
+        backward_delta, cdiv(delta.numel(), config.blocks["BLOCK_Q"]), out, dout, lse, _contiguous(dlse), delta,
+        *out.stride(), *dout.stride(), heads, queries, delta.numel(),
+        config=config, HEAD_DIM=head_dim, WIDTH=power_of_two(head_dim),
     )  # fmt: skip
     return delta
 
@@ -423,8 +432,8 @@ def _backward_keys_resident(
         q, k, v, dout, lse, delta, dq, parts[0], parts[1], _bytes(mask), lens, bias,
         *q.stride(), *k.stride(), *v.stride(), *dout.stride(), *dq.stride(), *_strides(mask, 2), *_strides(bias, 4),
         scale, sizes.batch, sizes.heads, group, sizes.queries, sizes.keys, shares, tiles,
-        config=config, HEAD_DIM=sizes.head_dim, MAIN=max(16, power_of_two(sizes.head_dim)),
-        KEYS=max(16, power_of_two(sizes.keys)), **_flags(mask, lens, bias, q),
+        config=config, HEAD_DIM=sizes.head_dim, MAIN=padded_edge(sizes.head_dim, config),
+        KEYS=padded_edge(sizes.keys, config), **_flags(mask, lens, bias, q),
     )  # fmt: skip
     sums = parts.view(2, shares, sizes.batch, sizes.kv_heads, group, sizes.keys, sizes.head_dim).sum((1, 4))
     dk.copy_(sums[0])
@@ -447,10 +456,15 @@ def _backward_queries_resident(
         *q.stride(), *k.stride(), *v.stride(), *dout.stride(), *dk.stride(), *dv.stride(),
         *_strides(mask, 2), *_strides(bias, 4),
         scale, sizes.batch, sizes.heads, sizes.queries, sizes.keys, shares, tiles,
-        config=config, HEAD_DIM=sizes.head_dim, MAIN=max(16, power_of_two(sizes.head_dim)),
-        QUERIES=max(16, power_of_two(sizes.queries)), **_flags(mask, lens, bias, q),
+        config=config, HEAD_DIM=sizes.head_dim, MAIN=padded_edge(sizes.head_dim, config),
+        QUERIES=padded_edge(sizes.queries, config), **_flags(mask, lens, bias, q),
     )  # fmt: skip
     dq.copy_(part.sum(0))
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    """Vectors come without strides: the kernels read lens, lse and dlse element after element."""
+    return None if x is None else x.contiguous()
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:

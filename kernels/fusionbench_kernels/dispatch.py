@@ -77,8 +77,7 @@ def choose(
 
     Raises ValueError where the forced variant cannot run these sizes.
     """
-    if variant not in get_args(Variant):
-        raise ValueError(f"no attention kernel '{variant}' (has: {', '.join(get_args(Variant))})")
+    check_variant(variant, splits)
     if variant in ("auto", "resident"):
         config = find("resident_forward", target.arch, **sizes.row) if 0 < sizes.keys <= RESIDENT_KEYS else None
         if config is not None:
@@ -102,7 +101,7 @@ def choose(
     packed = group > 1 and sizes.queries * 2 <= block_q
     rows, heads = (sizes.queries * group, sizes.kv_heads) if packed else (sizes.queries, sizes.heads)
     programs = sizes.batch * heads * cdiv(rows, block_q)
-    wanted = splits or (split_count(programs, cdiv(sizes.keys, block_k), target.multiprocessors))
+    wanted = splits or split_count(programs, cdiv(sizes.keys, block_k), target.multiprocessors)
     if variant == "split" or (variant == "auto" and wanted > 1):
         wanted = max(1, min(wanted, cdiv(sizes.keys, block_k)))
         why = f"{programs} programs for {target.multiprocessors} multiprocessors"
@@ -125,6 +124,14 @@ def _preferred(sizes: Sizes, target: Target, usable: Callable[[Config], bool]) -
     return None
 
 
+def check_variant(variant: str, splits: int) -> None:
+    """Raises ValueError unless there is such a variant, and splits are asked of ``split`` only."""
+    if variant not in get_args(Variant):
+        raise ValueError(f"no attention kernel '{variant}' (has: {', '.join(get_args(Variant))})")
+    if splits < 0 or (splits and variant != "split"):
+        raise ValueError(f"splits is {splits} with variant '{variant}'; it must be 0, or at least 1 with 'split'")
+
+
 def split_count(programs: int, key_tiles: int, multiprocessors: int) -> int:
     """Over how many programs to spread a row's keys; 1 where it would not pay."""
     if programs == 0 or programs >= 0.8 * multiprocessors or key_tiles <= 4:
@@ -145,11 +152,11 @@ def _fullness(waves: float) -> float:
 def head_tiles(head_dim: int, config: Config) -> tuple[int, int]:
     """(main, tail) columns of a head: 80 is 64 + 16 where the configuration splits heads, else 128 + 0.
 
-    A product needs at least 16 columns, and Triton's tiles are powers of two.
+    A product needs at least 16 columns (some chips more: ``Config.edge``), and Triton's tiles are powers of two.
     """
-    padded = max(16, power_of_two(head_dim))
+    padded = padded_edge(head_dim, config)
     main = padded // 2
-    tail = max(16, power_of_two(head_dim - main)) if head_dim < padded else 0
+    tail = padded_edge(head_dim - main, config) if head_dim < padded else 0
     if config.split_heads and tail and head_dim > 32 and main + tail <= 0.8 * padded:
         return main, tail
     return padded, 0
@@ -157,9 +164,14 @@ def head_tiles(head_dim: int, config: Config) -> tuple[int, int]:
 
 def key_tiles(keys: int, config: Config) -> tuple[int, int]:
     """(main, tail) keys of the resident kernel: 77 is 64 + 16 where the configuration splits keys, else 128 + 0."""
-    padded = max(16, power_of_two(keys))
+    padded = padded_edge(keys, config)
     main = padded // 2
-    tail = max(16, power_of_two(keys - main)) if keys < padded else 0
-    if config.split_keys and tail and main >= 16 and main + tail <= 0.8 * padded:
+    tail = padded_edge(keys - main, config) if keys < padded else 0
+    if config.split_keys and tail and main >= config.edge and main + tail <= 0.8 * padded:
         return main, tail
     return padded, 0
+
+
+def padded_edge(size: int, config: Config) -> int:
+    """The edge of the one tile that holds ``size`` rows or columns."""
+    return max(config.edge, power_of_two(size))

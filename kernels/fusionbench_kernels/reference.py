@@ -61,9 +61,9 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dS): the gradients, and the scores' [B, H, Lq, Lk], whose sum over broadcast sizes is dbias."""
     kind = torch.promote_types(q.dtype, torch.float32)
-    batch, heads = q.shape[:2]
-    group, keys = heads // k.shape[1], k.shape[2]
-    keep = keep_mask(mask, lens, keys, q.device)
+    heads = q.shape[1]
+    group = heads // k.shape[1]
+    keep = keep_mask(mask, lens, k.shape[2], q.device)
     wide_q, wide_do = q.to(kind), dout.to(kind)
     wide_k, wide_v = (x.to(kind).repeat_interleave(group, dim=1) for x in (k, v))
     if keep is not None:
@@ -79,6 +79,6 @@ def attention_backward(
         delta = delta - dlse.masked_fill(lse == -math.inf, 0.0)
     ds = p * (wide_do @ wide_v.transpose(-2, -1) - delta[..., None])
     dq = scale * ds @ wide_k
-    dk = (scale * ds.transpose(-2, -1) @ wide_q).view(batch, heads // group, group, keys, -1).sum(2)
-    dv = (p.transpose(-2, -1) @ wide_do).view(batch, heads // group, group, keys, -1).sum(2)
+    dk = (scale * ds.transpose(-2, -1) @ wide_q).view(*k.shape[:2], group, *k.shape[2:]).sum(2)
+    dv = (p.transpose(-2, -1) @ wide_do).view(*k.shape[:2], group, *k.shape[2:]).sum(2)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), ds

@@ -34,13 +34,14 @@ def has_triton() -> bool:
 
 def uses_triton(*tensors: Tensor) -> bool:
     """Whether a call on these tensors launches Triton kernels; otherwise plain PyTorch computes the same."""
-    if not has_triton():
-        return False
-    if tensors[0].device.type == "cuda":
-        return all(x.dtype in _GPU_DTYPES for x in tensors)
-    if recording():
-        return True
-    return INTERPRETED and tensors[0].device.type == "cpu" and all(x.dtype in _INTERPRETER_DTYPES for x in tensors)
+    kind = tensors[0].device.type
+    if kind == "cuda":
+        wanted = all(x.dtype in _GPU_DTYPES for x in tensors)
+    elif recording():
+        wanted = True
+    else:
+        wanted = INTERPRETED and kind == "cpu" and all(x.dtype in _INTERPRETER_DTYPES for x in tensors)
+    return wanted and has_triton()
 
 
 # --- what the device is --------------------------------------------------------------------------------------------

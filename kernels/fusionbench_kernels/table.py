@@ -20,8 +20,9 @@ class Config:
     """Block sizes (the kernel's constexpr names), warps per program and pipeline stages.
 
     ``split_heads`` computes head dim 80 as 64 + 16 columns instead of 128, ``split_keys`` 77 resident keys as 64 + 16.
-    Both are off on sm_90: tiles narrower than 64 in kernels of several products have read outside of shared memory
-    there (triton #10486, #10573, #11366) and have to pass compute-sanitizer on a GPU first.
+    ``edge`` is the shortest edge a tile of heads or resident keys is padded to. Tiles narrower than 64 in kernels of
+    several products have read outside of shared memory on sm_90 (triton #10486, #10573, #11366): the 16-bit rows there
+    pad to 64 and split nothing, until narrower ones have passed compute-sanitizer on a GPU.
     ``preferred`` lets dispatch choose a variant that is otherwise only asked for ("descriptor"): a tuner sets it in the
     row, on a GPU, where the variant's check passed and it was faster.
     """
@@ -31,6 +32,7 @@ class Config:
     num_stages: int
     split_heads: bool = False
     split_keys: bool = False
+    edge: int = 16  # the least that a product takes
     preferred: bool = False
 
 
@@ -44,7 +46,7 @@ SHARED_MEMORY_BYTES = {
 }  # fmt: skip
 """What one program may use. The sm_80 rows also serve sm_86, sm_89 and sm_120, whose limit is 99 KiB."""
 
-_forced: dict[str, Config] = {}  # not a ContextVar: backward passes on CUDA run in a thread of their own
+_forced: dict[str, Config | None] = {}  # not a ContextVar: backward passes on CUDA run in a thread of their own
 
 
 def find(kernel: str, arch: str, **sizes: int) -> Config | None:
@@ -70,8 +72,11 @@ def require(kernel: str, arch: str, **sizes: int) -> Config:
 
 
 @contextmanager
-def forced(**configs: Config) -> Iterator[None]:
-    """Use these configurations (kernel name = Config) in this block, whatever the table says: tuner and tests."""
+def forced(**configs: Config | None) -> Iterator[None]:
+    """Use these configurations (kernel name = Config) in this block, whatever the table says: tuner and tests.
+
+    None stands for a kernel without a row.
+    """
     before = dict(_forced)
     _forced.update(configs)
     try:

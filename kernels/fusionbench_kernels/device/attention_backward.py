@@ -15,10 +15,10 @@ from .tiles import LOG2E, keys_taking_part, load_rows, store_rows
 
 @triton.jit
 def backward_delta(
-    out_ptr, dout_ptr, dlse_ptr, delta_ptr, sob, soh, som, sod, sgb, sgh, sgm, sgd, HEADS, LQ, ROWS,
+    out_ptr, dout_ptr, lse_ptr, dlse_ptr, delta_ptr, sob, soh, som, sod, sgb, sgh, sgm, sgd, HEADS, LQ, ROWS,
     HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(dO∘O) - dlse, per row of B·HEADS·LQ; dlse may be None."""
+    """delta = rowsum(dO∘O) - dlse, per row of B·HEADS·LQ; dlse may be None, and is ignored where lse is -inf."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q).to(tl.int64)
     row_ok = rows < ROWS
     b, h, row = rows // LQ // HEADS, rows // LQ % HEADS, rows % LQ
@@ -28,7 +28,9 @@ def backward_delta(
     dout = tl.load(dout_ptr + (b * sgb + h * sgh + row * sgm)[:, None] + columns[None, :] * sgd, mask=ok, other=0.0)
     delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
     if dlse_ptr is not None:
-        delta -= tl.load(dlse_ptr + rows, mask=row_ok, other=0.0)
+        # The gradient of a logaddexp of two rows without keys is NaN, and 0 · NaN would reach dQ and dK.
+        any_key = row_ok & (tl.load(lse_ptr + rows, mask=row_ok, other=0.0) != float("-inf"))
+        delta -= tl.load(dlse_ptr + rows, mask=any_key, other=0.0)
     tl.store(delta_ptr + rows, delta, mask=row_ok)
 
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import checks, descriptor, dispatch, reference
 from .dispatch import MAX_HEAD_DIM, Choice, Sizes, head_tiles, key_tiles, padded_edge
 from .names import Variant
-from .runtime import cdiv, launch, power_of_two, precision, target, uses_triton
+from .runtime import cdiv, launch, of_eights, power_of_two, precision, target, uses_triton
 from .table import find, require
 
 
@@ -277,7 +277,8 @@ def _streaming(
         streaming_forward, programs, q, k, v, out, lse, _bytes(mask), lens, bias,
         *q.stride(), *k.stride(), *v.stride(), *out.stride(), *_strides(mask, 2), *_strides(bias, 4),
         scale, batch, heads, group, queries, keys, picked.splits, split_keys,
-        config=picked.config, HEAD_DIM=head_dim, MAIN=main, TAIL=tail, PACKED=picked.packed,
+        config=picked.config, EIGHTS=of_eights(q, k, v, out),
+        HEAD_DIM=head_dim, MAIN=main, TAIL=tail, PACKED=picked.packed,
         HAS_MASK=mask is not None, HAS_LENS=lens is not None, HAS_BIAS=bias is not None, PRECISION=precision(q.dtype),
     )  # fmt: skip
 
@@ -308,7 +309,8 @@ def _resident(
         resident_forward, batch * heads * shares, q, k, v, out, lse, _bytes(mask), lens, bias,
         *q.stride(), *k.stride(), *v.stride(), *out.stride(), *_strides(mask, 2), *_strides(bias, 4),
         scale, heads, heads // k.shape[1], queries, k.shape[2], shares, tiles,
-        config=picked.config, HEAD_DIM=head_dim, MAIN=main, TAIL=tail, KEYS_MAIN=keys_main, KEYS_TAIL=keys_tail,
+        config=picked.config, EIGHTS=of_eights(q, k, v, out),
+        HEAD_DIM=head_dim, MAIN=main, TAIL=tail, KEYS_MAIN=keys_main, KEYS_TAIL=keys_tail,
         HAS_MASK=mask is not None, HAS_LENS=lens is not None, HAS_BIAS=bias is not None, PRECISION=precision(q.dtype),
     )  # fmt: skip
 
@@ -361,7 +363,8 @@ def _delta(out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> Tenso
     launch(
         backward_delta, cdiv(delta.numel(), config.blocks["BLOCK_Q"]), out, dout, lse, _contiguous(dlse), delta,
         *out.stride(), *dout.stride(), heads, queries, delta.numel(),
-        config=config, HEAD_DIM=head_dim, WIDTH=power_of_two(head_dim),
+        config=config, EIGHTS=of_eights(out, dout),
+        HEAD_DIM=head_dim, WIDTH=power_of_two(head_dim),
     )  # fmt: skip
     return delta
 
@@ -390,7 +393,8 @@ def _backward_keys(
         *q.stride(), *k.stride(), *v.stride(), *dout.stride(), *dk.stride(), *dv.stride(),
         *_strides(mask, 2), *_strides(bias, 4),
         scale, sizes.heads, sizes.heads // sizes.kv_heads, sizes.queries, sizes.keys,
-        config=config, HEAD_DIM=sizes.head_dim, MAIN=main, TAIL=tail, **_flags(mask, lens, bias, q),
+        config=config, EIGHTS=of_eights(q, k, v, dout, dk, dv),
+        HEAD_DIM=sizes.head_dim, MAIN=main, TAIL=tail, **_flags(mask, lens, bias, q),
     )  # fmt: skip
 
 
@@ -410,7 +414,8 @@ def _backward_queries(
         q, k, v, dout, lse, delta, dq, ds, _bytes(mask), lens, bias,
         *q.stride(), *k.stride(), *v.stride(), *dout.stride(), *dq.stride(), *_strides(mask, 2), *_strides(bias, 4),
         scale, sizes.heads, sizes.heads // sizes.kv_heads, sizes.queries, sizes.keys,
-        config=config, HEAD_DIM=sizes.head_dim, MAIN=main, TAIL=tail, WRITES_DS=ds is not None,
+        config=config, EIGHTS=of_eights(q, k, v, dout, dq),
+        HEAD_DIM=sizes.head_dim, MAIN=main, TAIL=tail, WRITES_DS=ds is not None,
         **_flags(mask, lens, bias, q),
     )  # fmt: skip
 
@@ -432,7 +437,8 @@ def _backward_keys_resident(
         q, k, v, dout, lse, delta, dq, parts[0], parts[1], _bytes(mask), lens, bias,
         *q.stride(), *k.stride(), *v.stride(), *dout.stride(), *dq.stride(), *_strides(mask, 2), *_strides(bias, 4),
         scale, sizes.batch, sizes.heads, group, sizes.queries, sizes.keys, shares, tiles,
-        config=config, HEAD_DIM=sizes.head_dim, MAIN=padded_edge(sizes.head_dim, config),
+        config=config, EIGHTS=of_eights(q, k, v, dout, dq),
+        HEAD_DIM=sizes.head_dim, MAIN=padded_edge(sizes.head_dim, config),
         KEYS=padded_edge(sizes.keys, config), **_flags(mask, lens, bias, q),
     )  # fmt: skip
     sums = parts.view(2, shares, sizes.batch, sizes.kv_heads, group, sizes.keys, sizes.head_dim).sum((1, 4))
@@ -456,7 +462,8 @@ def _backward_queries_resident(
         *q.stride(), *k.stride(), *v.stride(), *dout.stride(), *dk.stride(), *dv.stride(),
         *_strides(mask, 2), *_strides(bias, 4),
         scale, sizes.batch, sizes.heads, sizes.queries, sizes.keys, shares, tiles,
-        config=config, HEAD_DIM=sizes.head_dim, MAIN=padded_edge(sizes.head_dim, config),
+        config=config, EIGHTS=of_eights(q, k, v, dout, dk, dv),
+        HEAD_DIM=sizes.head_dim, MAIN=padded_edge(sizes.head_dim, config),
         QUERIES=padded_edge(sizes.queries, config), **_flags(mask, lens, bias, q),
     )  # fmt: skip
     dq.copy_(part.sum(0))

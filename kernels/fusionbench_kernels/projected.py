@@ -31,7 +31,7 @@ from .cross_attention import attention_backward, attention_forward
 from .cross_attention import forward as attention_launch
 from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS
 from .projected_reference import merge_heads, split_heads
-from .runtime import cdiv, launch, near, power_of_two, precision, target, uses_triton
+from .runtime import cdiv, launch, near, of_eights, power_of_two, precision, target, uses_triton
 from .table import Config, find
 
 ProjectedVariant = Literal["auto", "one_kernel", "heads", "separate"]
@@ -215,11 +215,6 @@ def _tiles(k: Tensor) -> dict[str, int]:
     return {"HEAD_DIM": k.shape[3], "D": max(16, power_of_two(k.shape[3])), "KEYS": max(16, power_of_two(k.shape[2]))}
 
 
-def _eights(*tensors: Tensor) -> bool:
-    """Whether every stride but the last is a multiple of 8, as 16-byte loads of 2-byte elements need it."""
-    return all(stride % 8 == 0 for x in tensors for stride in x.stride()[:-1])
-
-
 def _one_kernel(
     x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, q_weight: Tensor, q_bias: Tensor | None, out_weight: Tensor,
     out_bias: Tensor | None, scale: float, config: Config,
@@ -233,7 +228,7 @@ def _one_kernel(
         *x.stride(), *k.stride(), *v.stride(), *_strides(mask), *q_weight.stride(), *out_weight.stride(),
         *out.stride(), scale, k.shape[1], queries, k.shape[2], width, outputs,
         config=config, **_tiles(k), PIECES=cdiv(outputs, config.blocks["BLOCK_N"]),
-        EIGHTS=_eights(x, k, v, q_weight, out_weight),
+        EIGHTS=of_eights(x, k, v, q_weight, out_weight),
         HAS_MASK=mask is not None, HAS_BQ=q_bias is not None, HAS_BO=out_bias is not None, PRECISION=precision(x.dtype),
     )  # fmt: skip
     return out
@@ -252,7 +247,7 @@ def _heads(
         x, k, v, _bytes(mask), q_weight, _dense(q_bias), out,
         *x.stride(), *k.stride(), *v.stride(), *_strides(mask), *q_weight.stride(), *out.stride(),
         scale, heads, queries, keys, width,
-        config=config, **_tiles(k), EIGHTS=_eights(x, k, v, q_weight), HAS_MASK=mask is not None,
+        config=config, **_tiles(k), EIGHTS=of_eights(x, k, v, q_weight), HAS_MASK=mask is not None,
         HAS_BQ=q_bias is not None, PRECISION=precision(x.dtype),
     )  # fmt: skip
     return out.flatten(2)

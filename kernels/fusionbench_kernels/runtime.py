@@ -140,6 +140,12 @@ def near(x: Tensor) -> Tensor:
     return x.contiguous() if any(abs(stride) >= 2**22 for stride in x.stride()[-2:]) else x
 
 
+def of_eights(*tensors: Tensor) -> bool:
+    """Whether every stride but the last is a multiple of 8 and not all are of 16, which the compiler cannot see."""
+    strides = [stride for x in tensors for stride in x.stride()[:-1]]
+    return all(stride % 8 == 0 for stride in strides) and any(stride % 16 for stride in strides)
+
+
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 

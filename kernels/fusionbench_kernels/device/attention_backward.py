@@ -10,15 +10,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import LOG2E, keys_taking_part, load_rows, store_rows
+from .tiles import LOG2E, eights, keys_taking_part, load_rows, store_rows
 
 
 @triton.jit
 def backward_delta(
     out_ptr, dout_ptr, lse_ptr, dlse_ptr, delta_ptr, sob, soh, som, sod, sgb, sgh, sgm, sgd, HEADS, LQ, ROWS,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
+    EIGHTS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """delta = rowsum(dO∘O) - dlse, per row of B·HEADS·LQ; dlse may be None, and is ignored where lse is -inf."""
+    if EIGHTS:
+        sob, soh, som = eights(sob), eights(soh), eights(som)
+        sgb, sgh, sgm = eights(sgb), eights(sgh), eights(sgm)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q).to(tl.int64)
     row_ok = rows < ROWS
     b, h, row = rows // LQ // HEADS, rows // LQ % HEADS, rows % LQ
@@ -64,11 +67,18 @@ def backward_keys(
     sqb, sqh, sqm, sqd, skb, skh, skn, skd, svb, svh, svn, svd, sgb, sgh, sgm, sgd,
     sxb, sxh, sxn, sxd, syb, syh, syn, syd, smb, smn, sbb, sbh, sbm, sbn,
     scale, HEADS, GROUP, LQ, LK,
-    HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    EIGHTS: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_LENS: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of keys, summed over the queries of all GROUP heads that share it."""
+    if EIGHTS:
+        sqb, sqh, sqm = eights(sqb), eights(sqh), eights(sqm)
+        skb, skh, skn = eights(skb), eights(skh), eights(skn)
+        svb, svh, svn = eights(svb), eights(svh), eights(svn)
+        sgb, sgh, sgm = eights(sgb), eights(sgh), eights(sgm)
+        sxb, sxh, sxn = eights(sxb), eights(sxh), eights(sxn)
+        syb, syh, syn = eights(syb), eights(syh), eights(syn)
     tiles = tl.cdiv(LK, BLOCK_K)
     program = tl.program_id(0)
     tile = program % tiles
@@ -137,11 +147,17 @@ def backward_queries(
     sqb, sqh, sqm, sqd, skb, skh, skn, skd, svb, svh, svn, svd, sgb, sgh, sgm, sgd,
     szb, szh, szm, szd, smb, smn, sbb, sbh, sbm, sbn,
     scale, HEADS, GROUP, LQ, LK,
-    HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, HAS_MASK: tl.constexpr,
+    EIGHTS: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_LENS: tl.constexpr, HAS_BIAS: tl.constexpr, WRITES_DS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries; with WRITES_DS also dS [B, HEADS, LQ, LK] fp32, which is the bias's gradient."""
+    if EIGHTS:
+        sqb, sqh, sqm = eights(sqb), eights(sqh), eights(sqm)
+        skb, skh, skn = eights(skb), eights(skh), eights(skn)
+        svb, svh, svn = eights(svb), eights(svh), eights(svn)
+        sgb, sgh, sgm = eights(sgb), eights(sgh), eights(sgm)
+        szb, szh, szm = eights(szb), eights(szh), eights(szm)
     tiles = tl.cdiv(LQ, BLOCK_Q)
     program = tl.program_id(0)
     tile = program % tiles
@@ -202,7 +218,7 @@ def backward_keys_resident(
     sqb, sqh, sqm, sqd, skb, skh, skn, skd, svb, svh, svn, svd, sgb, sgh, sgm, sgd,
     szb, szh, szm, szd, smb, smn, sbb, sbh, sbm, sbn,
     scale, B, HEADS, GROUP, LQ, LK, SHARES, TILES,
-    HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, KEYS: tl.constexpr,
+    EIGHTS: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, KEYS: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_LENS: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
@@ -210,6 +226,12 @@ def backward_keys_resident(
 
     dk and dv are fp32 [SHARES, B, HEADS, LK, d]; their sum over shares (and over the heads of a group) is the gradient.
     """
+    if EIGHTS:
+        sqb, sqh, sqm = eights(sqb), eights(sqh), eights(sqm)
+        skb, skh, skn = eights(skb), eights(skh), eights(skn)
+        svb, svh, svn = eights(svb), eights(svh), eights(svn)
+        sgb, sgh, sgm = eights(sgb), eights(sgh), eights(sgm)
+        szb, szh, szm = eights(szb), eights(szh), eights(szm)
     program = tl.program_id(0)
     share = program % SHARES
     head = program // SHARES % HEADS
@@ -257,11 +279,18 @@ def backward_queries_resident(
     sqb, sqh, sqm, sqd, skb, skh, skn, skd, svb, svh, svn, svd, sgb, sgh, sgm, sgd,
     sxb, sxh, sxn, sxd, syb, syh, syn, syd, smb, smn, sbb, sbh, sbm, sbn,
     scale, B, HEADS, LQ, LK, SHARES, TILES,
-    HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, QUERIES: tl.constexpr,
+    EIGHTS: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, QUERIES: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_LENS: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Short queries: the mirror image, dK and dV final, dQ one fp32 partial [SHARES, B, HEADS, LQ, d] per program."""
+    if EIGHTS:
+        sqb, sqh, sqm = eights(sqb), eights(sqh), eights(sqm)
+        skb, skh, skn = eights(skb), eights(skh), eights(skn)
+        svb, svh, svn = eights(svb), eights(svh), eights(svn)
+        sgb, sgh, sgm = eights(sgb), eights(sgh), eights(sgm)
+        sxb, sxh, sxn = eights(sxb), eights(sxh), eights(sxn)
+        syb, syh, syn = eights(syb), eights(syh), eights(syn)
     program = tl.program_id(0)
     share = program % SHARES
     h = (program // SHARES % HEADS).to(tl.int64)

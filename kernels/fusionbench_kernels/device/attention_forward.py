@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import LN2, LOG2E, finite, keys_taking_part, load_rows, store_rows
+from .tiles import LN2, LOG2E, eights, finite, keys_taking_part, load_rows, store_rows
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def streaming_forward(
     sqb, sqh, sqm, sqd, skb, skh, skn, skd, svb, svh, svn, svd,
     sos, sob, soh, som, sod, smb, smn, sbb, sbh, sbm, sbn,
     scale, B, HEADS, GROUP, LQ, LK, SPLITS, SPLIT_KEYS,
-    HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, PACKED: tl.constexpr,
+    EIGHTS: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, PACKED: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_LENS: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -43,6 +43,11 @@ def streaming_forward(
     lse [SPLITS, B, HEADS, LQ], to be merged by ``combine``. PACKED puts the GROUP heads that share keys into
     the rows of one tile: with few queries a tile would be mostly padding otherwise.
     """
+    if EIGHTS:
+        sqb, sqh, sqm = eights(sqb), eights(sqh), eights(sqm)
+        skb, skh, skn = eights(skb), eights(skh), eights(skn)
+        svb, svh, svn = eights(svb), eights(svh), eights(svn)
+        sob, soh, som = eights(sob), eights(soh), eights(som)
     ROWS = LQ * GROUP if PACKED else LQ
     tiles = tl.cdiv(ROWS, BLOCK_Q)
     program = tl.program_id(0)
@@ -162,7 +167,8 @@ def resident_forward(
     sqb, sqh, sqm, sqd, skb, skh, skn, skd, svb, svh, svn, svd,
     sob, soh, som, sod, smb, smn, sbb, sbh, sbm, sbn,
     scale, HEADS, GROUP, LQ, LK, SHARES, TILES,
-    HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, KEYS_MAIN: tl.constexpr, KEYS_TAIL: tl.constexpr,
+    EIGHTS: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    KEYS_MAIN: tl.constexpr, KEYS_TAIL: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_LENS: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
@@ -171,6 +177,11 @@ def resident_forward(
     Shapes as in ``streaming_forward``. SHARES programs serve one (batch, head). Keys beyond KEYS_MAIN are a second,
     smaller tile (KEYS_TAIL): 77 keys as 64 + 16 compute 4 % too much, as 128 66 %.
     """
+    if EIGHTS:
+        sqb, sqh, sqm = eights(sqb), eights(sqh), eights(sqm)
+        skb, skh, skn = eights(skb), eights(skh), eights(skn)
+        svb, svh, svn = eights(svb), eights(svh), eights(svn)
+        sob, soh, som = eights(sob), eights(soh), eights(som)
     program = tl.program_id(0)
     share = program % SHARES
     head = program // SHARES % HEADS

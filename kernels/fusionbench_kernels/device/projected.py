@@ -6,16 +6,7 @@ import triton
 import triton.language as tl
 
 from .linear import accumulate, load_near
-from .tiles import LOG2E, finite, keys_taking_part, store_rows
-
-
-@triton.jit
-def _eights(stride):
-    """The same stride, shown to the compiler to be a multiple of 8: by itself it asks only for 16.
-
-    With keys of 40 columns it would load them one by one.
-    """
-    return stride // 8 * 8
+from .tiles import LOG2E, eights, finite, keys_taking_part, store_rows
 
 
 @triton.jit
@@ -78,8 +69,8 @@ def projected_forward(
     tiles = tl.cdiv(LQ, BLOCK_Q)
     b = (tl.program_id(0) // tiles).to(tl.int64)
     if EIGHTS:
-        sxm, skb, skh, skn = _eights(sxm), _eights(skb), _eights(skh), _eights(skn)
-        svb, svh, svn, swqn, swon = _eights(svb), _eights(svh), _eights(svn), _eights(swqn), _eights(swon)
+        sxm, skb, skh, skn = eights(sxm), eights(skb), eights(skh), eights(skn)
+        svb, svh, svn, swqn, swon = eights(svb), eights(svh), eights(svn), eights(swqn), eights(swon)
     first = (tl.program_id(0) % tiles) * BLOCK_Q
     rows = first + tl.arange(0, BLOCK_Q)
     row_ok = rows < LQ
@@ -133,8 +124,8 @@ def projected_heads(
     tiles = tl.cdiv(LQ, BLOCK_Q)
     b, h = (program // tiles).to(tl.int64), head.to(tl.int64)
     if EIGHTS:
-        sxm, skb, skh, skn = _eights(sxm), _eights(skb), _eights(skh), _eights(skn)
-        svb, svh, svn, swqn = _eights(svb), _eights(svh), _eights(svn), _eights(swqn)
+        sxm, skb, skh, skn = eights(sxm), eights(skb), eights(skh), eights(skn)
+        svb, svh, svn, swqn = eights(svb), eights(svh), eights(svn), eights(swqn)
     first = (program % tiles) * BLOCK_Q
     rows = first + tl.arange(0, BLOCK_Q)
     row_ok = rows < LQ

@@ -23,7 +23,7 @@ from typing import get_args
 import torch
 
 from .names import Variant
-from .runtime import Target, cdiv, power_of_two
+from .runtime import Target, cdiv, power_of_two, precision
 from .table import Config, find, require
 
 MAX_HEAD_DIM = 256
@@ -52,16 +52,18 @@ class Sizes:
     keys: int
     head_dim: int
     bytes: int  # of an element
+    ieee: int = 0  # 1 where products of float32 are exact: tensor cores have tf32 only
 
     @classmethod
     def of(cls, q: torch.Tensor, k: torch.Tensor) -> Sizes:
         batch, heads, queries, head_dim = q.shape
-        return cls(batch, heads, k.shape[1], queries, k.shape[2], head_dim, q.element_size())
+        exact = q.dtype == torch.float32 and precision(q.dtype) == "ieee"
+        return cls(batch, heads, k.shape[1], queries, k.shape[2], head_dim, q.element_size(), int(exact))
 
     @property
     def row(self) -> dict[str, int]:
         """The names that the table's rows bound."""
-        return {"head_dim": self.head_dim, "bytes": self.bytes, "queries": self.queries, "keys": self.keys}
+        return {name: getattr(self, name) for name in ("head_dim", "bytes", "ieee", "queries", "keys")}
 
 
 def choose(

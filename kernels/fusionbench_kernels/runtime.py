@@ -132,7 +132,8 @@ def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **consta
 def precision(dtype: torch.dtype) -> str:
     """How products of fp32 are computed: as PyTorch's own matmul setting says; other types have no choice."""
     # Not allow_tf32: torch raises where a user has set the precision through the newer of its two settings.
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    tf32 = torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 and dtype == torch.float32 else "ieee"
 
 
 def near(x: Tensor) -> Tensor:

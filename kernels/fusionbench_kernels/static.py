@@ -28,14 +28,15 @@ from .runtime import Launch, Target, compiling_for
 from .table import SHARED_MEMORY_BYTES, Config
 
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
+TENSOR_MEMORY_COLUMNS = 512  # of sm_100
 # What tells a good compilation from a bad one: tensor-core products, asynchronous copies, spills' loads and stores.
 _COUNTED = {
     "HGMMA": r"\bHGMMA", "IGMMA": r"\bIGMMA", "QGMMA": r"\bQGMMA", "HMMA": r"\bHMMA", "IMMA": r"\bIMMA",
     "tcgen05": r"\bUTC\w*MMA", "MFMA": r"\bv_mfma", "TMA": r"\bUTMA", "UTMALDG": r"\bUTMALDG",
     "LDGSTS": r"\bLDGSTS", "MUFU": r"\bMUFU",
     "USETMAXREG": r"\bUSETMAXREG",
-    # Not ATOMG.EXCH, by which a tensor map is published: it adds nothing up.
-    "atomics": r"\b(RED|ATOMS?|ATOMG(?!\.\w*\.?EXCH)|UTMAREDG|global_atomic\w*)\b",
+    # Not ATOMG.EXCH, by which a tensor map is published, nor ATOMS, by which sm_100 allots tensor memory.
+    "atomics": r"\b(REDG?|ATOM|ATOMG(?!\.\w*\.?EXCH)|UTMAREDG|global_atomic\w*)\b",
 }  # fmt: skip
 
 
@@ -113,12 +114,28 @@ def the_launch(kernel: str, arch: str, where: Mapping[str, int], config: Config)
     """The launch of ``kernel`` that its host function makes for the sizes of a row."""
     launches: list[Launch] = []
     target = Target(arch, MULTIPROCESSORS.get(arch, 100))
-    with compiling_for(target, launches.append), table.forced(**{kernel: config}):
+    tf32 = where.get("ieee") == 0 and where.get("bytes", 4) == 4
+    with (
+        compiling_for(target, launches.append),
+        table.forced(**{kernel: config}),
+        _products("tf32" if tf32 else "ieee"),
+    ):
         CALLS[kernel](where)
     for launch in launches:
         if launch.kernel.__name__ == kernel:
             return launch
     raise LookupError(f"the call of '{kernel}' launches {[launch.kernel.__name__ for launch in launches]} instead")
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    """How products of float32 are computed in this block."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, precision
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def compiled(launch: Launch, arch: str, profile: Profile) -> Profile:
@@ -132,6 +149,9 @@ def profile_of(binary: Any, profile: Profile) -> Profile:
     """``profile`` with the figures of a kernel that Triton compiled for its architecture."""
     read = _read_amdgcn if profile.arch.startswith("gfx") else _read_cubin
     instructions, registers, spills, size = read(binary.asm)
+    columns = getattr(binary.metadata, "tmem_size", 0) or 0
+    if columns > TENSOR_MEMORY_COLUMNS:  # Triton 3.7.1 then compiles to a trap, without an error
+        raise RuntimeError(f"needs {columns} columns of tensor memory, the chip has {TENSOR_MEMORY_COLUMNS}")
     return Profile(
         profile.kernel, profile.arch, profile.row, profile.where, profile.config, registers, spills,
         binary.metadata.shared, size, instructions,

@@ -174,7 +174,7 @@ def _cuda_samples(call: Call, device: torch.device) -> Iterator[tuple[int, None]
 def _captured(call: Call) -> Call:
     """The replay of a CUDA graph of ``call``."""
     # PyTorch asks for a few calls on a side stream first: autograd and cuBLAS set themselves up per stream.
-    aside = torch.cuda.Stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(3):

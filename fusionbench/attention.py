@@ -86,8 +86,17 @@ def compiled_flex() -> Callable[..., Tensor]:
     return compiled
 
 
+def _triton(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    # Registers its operators when it is imported, which other impls need not pay for.
+    from fusionbench_kernels import cross_attention
+
+    out: Tensor = cross_attention(q, k, v, key_padding_mask=mask)  # type: ignore[assignment]
+    return out
+
+
 _IMPLS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
     "eager": _eager,
     "sdpa": _sdpa,
     "flex": _flex,
+    "triton": _triton,
 }

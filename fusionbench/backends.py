@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import shutil
 import sysconfig
@@ -46,7 +47,27 @@ class Backend:
         """The strategy's impl that this backend uses, or None: a backend never falls back to another."""
         if self.impl in strategy.impls:
             return self.impl
-        return "eager" if self.transforms and strategy.impls == ("eager",) else None
+        without_attention = set(strategy.impls) <= {"eager", "triton"}
+        return "eager" if self.transforms and without_attention else None
+
+
+def source(strategy: Strategy, backend: Backend) -> str:
+    """A hash of the code that decides what such a job measures: the strategy's, and the kernels' where they run."""
+    if not backend.impl.startswith("triton"):
+        return strategy.source
+    return hashlib.blake2b((strategy.source + kernels_source()).encode(), digest_size=8).hexdigest()
+
+
+@functools.cache
+def kernels_source() -> str:
+    """A hash of the package fusionbench_kernels: its code and the table of its configurations."""
+    import fusionbench_kernels
+
+    digest = hashlib.blake2b(digest_size=8)
+    folder = Path(fusionbench_kernels.__file__).parent
+    for file in sorted([*folder.rglob("*.py"), *folder.rglob("*.json")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def refusal(strategy: Strategy, backend: Backend, case: Case) -> str | None:
@@ -118,7 +139,12 @@ def _int8_refuses(case: Case) -> str | None:
 
 
 def _triton_refuses(case: Case) -> str | None:
-    return "kernel not available here"
+    if case.device == "cpu":
+        return "Triton kernels need a GPU (on a CPU there is only Triton's interpreter, which is no backend)"
+    head_dim = case.shape.width // case.shape.heads
+    if head_dim > 256:
+        return f"fusionbench_kernels takes head dims up to 256, not {head_dim}"
+    return None
 
 
 def _compile(module: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from .errors import FusionbenchError, printable
 if TYPE_CHECKING:
     from .store import Run
 
-NOTHING, DAMAGED, INTERRUPTED = 5, 6, 130  # exit codes, see EPILOG
+SOME_FAILED, NOTHING, DAMAGED, INTERRUPTED = 3, 5, 6, 130  # exit codes, see EPILOG
 
 EPILOG = (
     "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 5 nothing to measure or show, "
@@ -280,6 +280,37 @@ def report(
         typer.echo(str(present.write_page(found, path)))
     for each in found:
         _leave_if_damaged(each)
+
+
+@app.command()
+def inspect(
+    arch: Annotated[
+        list[str] | None, typer.Option(metavar="SM", help="Only this chip (sm_90, …); may be repeated.")
+    ] = None,
+    kernel: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this kernel; may be repeated.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the profile as JSON, too.")] = None,
+) -> None:
+    """Compile the Triton kernels for every chip, without a GPU: registers, spills, shared memory, instructions."""
+    from rich.progress import track
+
+    from . import inspection
+    from .terminal import console, note
+
+    rows = inspection.planned(arch or (), kernel or ())
+    out, counted = (
+        console(),
+        track(inspection.inspect(rows), "compiling", len(rows), console=console(stderr=True), transient=True),
+    )
+    found = list(counted)
+    out.print(inspection.as_table(found, narrow=out.width < 110), crop=False)
+    for profile in found:
+        if profile.error:
+            note(out, f"{profile.key} does not compile: {profile.error}")
+    if json:
+        inspection.save(inspection.inspection(found), json)
+        typer.echo(str(json))
+    if any(profile.error for profile in found):
+        raise typer.Exit(SOME_FAILED)
 
 
 def _leave_if_damaged(found: Run) -> None:

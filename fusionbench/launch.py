@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from . import registry, store, suite
+from . import backends, registry, store, suite
 from .disk import locked
 from .environment import capture
 from .errors import FusionbenchError, printable
@@ -33,7 +33,7 @@ class Launch:
     finished: frozenset[Identity]
 
     def is_done(self, job: Job) -> bool:
-        return (job.key, registry.get(job.strategy).source, self.environment.id) in self.finished
+        return (job.key, _source(job), self.environment.id) in self.finished
 
     def remaining(self) -> Iterator[Job | Skip]:
         """What no record answers yet."""
@@ -185,12 +185,16 @@ def execute(launch: Launch, engine: Engine, listener: Listener) -> Outcome:
     return outcome
 
 
+def _source(job: Job) -> str:
+    return backends.source(registry.get(job.strategy), backends.get(job.backend))
+
+
 def _skip_record(skip: Skip, environment: Environment) -> Record:
     return Record(
         job=skip.job,
         status="skipped",
         reason=skip.reason,
-        source=registry.get(skip.job.strategy).source,
+        source=_source(skip.job),
         environment=environment.id,
         started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )

@@ -16,7 +16,7 @@ from types import FrameType
 import msgspec
 import torch
 
-from . import registry
+from . import backends, registry
 from .meters import flops, memory, time
 from .record import Record, Status, encode_record
 from .spec import Budget, Case, Job
@@ -80,7 +80,7 @@ def measure(job: Job, budget: Budget, interrupt: Interrupt | None = None) -> Rec
         found = Record(job=job, status=status, reason=reason, phase="" if status == "skipped" else phases.current)
     return msgspec.structs.replace(
         found,
-        source=registry.get(job.strategy).source,
+        source=backends.source(registry.get(job.strategy), backends.get(job.backend)),
         started_at=started.isoformat(timespec="milliseconds"),
         wall_s=perf_counter() - start,
         phases_s=phases.seconds,

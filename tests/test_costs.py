@@ -93,7 +93,7 @@ def with_gradient(entry: Strategy, case: Case) -> Case:
     return wanted if not entry.refusal(wanted) else msgspec.structs.replace(case, mode="fwd")
 
 
-EVERYTHING = accepted(("eager", "sdpa"))
+EVERYTHING = accepted(("eager", "sdpa", "triton"))
 everything = pytest.mark.parametrize(("entry", "impl", "case"), EVERYTHING)
 everything_with_a_gradient = pytest.mark.parametrize(
     ("entry", "impl", "case"), [p for p in EVERYTHING if p.values[2].mode == "fwd_bwd"]
@@ -173,7 +173,7 @@ def kept_bytes(module: nn.Module, given: Inputs) -> int:
 class Traffic(TorchDispatchMode):
     """Elements that matrix products, attention, softmax over scores, cat and look-ups read and write."""
 
-    MOVERS = frozenset({"mm", "addmm", "bmm", "convolution", "cat", "embedding"})
+    MOVERS = frozenset({"mm", "addmm", "bmm", "convolution", "cat", "concat_tokens_forward", "embedding"})
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class Traffic(TorchDispatchMode):
         else:
             self.read |= {x.untyped_storage().data_ptr() for x in weights}
         over_scores = name == "_softmax" and out.dim() == 4
-        attends = name == "_scaled_dot_product_flash_attention_for_cpu"
+        attends = name in ("_scaled_dot_product_flash_attention_for_cpu", "attention_forward")
         if name in self.MOVERS or over_scores or attends:
             data = [x for x in tensors if x.is_floating_point() and not any(x is w for w in weights)]
             self.moved += sum(x.numel() for x in data) + (out[0] if attends else out).numel()
@@ -238,15 +238,16 @@ def test_the_backward_pass_of_cuda_attention_is_counted_as_four_products() -> No
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("impl", ["sdpa", "triton"])
 @pytest.mark.parametrize("name", [n for n, entry in strategies().items() if "sdpa" in entry.impls])
-def test_a_gpu_runs_the_same_flops(name: str, dtype: torch.dtype) -> None:
+def test_a_gpu_runs_the_same_flops(name: str, impl: str, dtype: torch.dtype) -> None:
     entry = get(name)
     # 16 per head: SDPA pads other head dims to a multiple of 8, and the counter sees the padded ones
     case = with_gradient(entry, Case(shape=shape(2, 36, 48, 20, 32, 64, 4, depth=2, ffn=2), device="cuda"))
-    module = entry.module(case, "sdpa").to("cuda", dtype)
+    module = entry.module(case, impl).to("cuda", dtype)
     given = make_inputs(entry, case, 0, dtype, "cuda")
     kept: list[Tensor] = []
-    expected = entry.costs(case, "sdpa")
+    expected = entry.costs(case, impl)
     forward = count_flops(lambda: kept.append(total(module(*given.args()))))
     assert (forward.flops, bool(forward.ops)) == (expected.flops, True)
     if case.mode == "fwd_bwd":

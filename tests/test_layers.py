@@ -20,7 +20,7 @@ LAYERS = (
     ("strategies", "presets", "backends", "inputs"),
     ("plan", "meters", "subject", "verify"),
     ("worker", "runner", "engines"),
-    ("report", "export", "launch"),
+    ("report", "export", "launch", "inspection"),
     ("terminal", "progress", "present"),
     ("session", "cli", "__main__"),
 )

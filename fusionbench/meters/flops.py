@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import fusionbench_kernels  # noqa: F401 - registers its operators and their formulas
+
 aten = torch.ops.aten
+kernels = torch.ops.fusionbench_kernels
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ def _attention_backward(
     return 2 * _attention(q, k, v)
 
 
+def _fused_backward(q: Sequence[int], k: Sequence[int], *_: Any, **__: Any) -> int:
+    return 8 * q[0] * q[1] * q[2] * k[2] * q[3]
+
+
 def _int_mm(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * a[0] * a[1] * b[1]
 
@@ -57,4 +64,5 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_efficient_attention_backward: _attention_backward,
     aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
     aten._int_mm: _int_mm,
+    kernels.attention_backward: _fused_backward,
 }

@@ -27,7 +27,7 @@ def refuses(case: Case) -> str | None:
     return None
 
 
-@strategy("concat", impls=("eager",), cost=cost, refuses=refuses)
+@strategy("concat", impls=("eager", "triton"), cost=cost, refuses=refuses)
 class Concat(nn.Module):
     """Put both token sequences into one: [image; text]. Nothing interacts until something attends to it.
 
@@ -36,10 +36,15 @@ class Concat(nn.Module):
 
     def __init__(self, case: Case, impl: str) -> None:
         super().__init__()
+        self.impl = impl
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None
     ) -> Tensor:
         if image is None and text is None:
             raise MissingModalityError("concat needs at least one modality")
-        return join(image, text)
+        if image is None or text is None or self.impl == "eager":
+            return join(image, text)
+        from fusionbench_kernels import concat_tokens
+
+        return concat_tokens(image, text)

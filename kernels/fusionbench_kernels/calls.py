@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .concat_tokens import forward as concat_tokens
 from .cross_attention import _backward_keys, _backward_queries, _combine, backward, forward
 from .names import Variant
 
@@ -55,7 +56,7 @@ def _two_pass_backward(where: Where) -> None:
     _backward_queries(*common, q, None)
 
 
-CALLS: dict[str, Callable[[Where], None]] = {
+CALLS: dict[str, Callable[[Where], object]] = {
     "streaming_forward": _forward("streaming"),
     "resident_forward": _forward("resident"),
     "combine": lambda where: _combine(
@@ -64,6 +65,7 @@ CALLS: dict[str, Callable[[Where], None]] = {
         tensor(BATCH, HEADS, 64, where.get("head_dim", 256)),
         tensor(BATCH, HEADS, 64, dtype=torch.float32),
     ),
+    "concat_tokens": lambda where: concat_tokens(tensor(BATCH, LONG, 768), tensor(BATCH, 64, 768)),
     "backward_delta": _backward,
     "backward_keys": _two_pass_backward,
     "backward_queries": _two_pass_backward,

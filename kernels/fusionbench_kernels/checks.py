@@ -50,8 +50,8 @@ def lengths(name: str, lens: Tensor, batch: int) -> None:
 
 
 def head_dim(size: int, largest: int) -> None:
-    if not 8 <= size <= largest:
-        raise ValueError(f"head dim {size} is not supported; it must be 8 to {largest}")
+    if not 1 <= size <= largest:
+        raise ValueError(f"head dim {size} is not supported; it must be 1 to {largest}")
 
 
 def _short(dtype: torch.dtype) -> str:

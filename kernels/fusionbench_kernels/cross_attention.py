@@ -31,11 +31,11 @@ def cross_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(QKᵀ·scale + bias)V, every query over the keys that take part; differentiable, deterministic.
 
-    q [B, H, Lq, d], k and v [B, Hkv, Lk, d] with H a multiple of Hkv (GQA), any strides, d 8 … 256; float32, float16,
+    q [B, H, Lq, d], k and v [B, Hkv, Lk, d] with H a multiple of Hkv (GQA), any strides, d up to 256; float32, float16,
     bfloat16 (float64 in plain PyTorch). ``key_padding_mask`` [B, Lk] bool, True at keys that take part; ``kv_lens`` [B]
     int, how many leading keys take part; given both, a key must pass both. ``bias`` floating, broadcastable to
     [B, H, Lq, Lk], added to the scaled scores; its gradient takes a buffer of that size. ``scale`` defaults to 1/√d.
-    Products of float32 follow ``torch.backends.cuda.matmul.allow_tf32``.
+    Products of float32 follow ``torch.backends.cuda.matmul.fp32_precision``.
 
     Returns out [B, H, Lq, d], with ``return_lse`` also the natural log-sum-exp of each row [B, H, Lq] float32,
     differentiable. A row without keys gives 0, -inf and zero gradients; keys that take no part may hold NaN.

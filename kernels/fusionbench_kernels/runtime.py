@@ -130,7 +130,8 @@ def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **consta
 
 def precision(dtype: torch.dtype) -> str:
     """How products of fp32 are computed: as PyTorch's own matmul setting says; other types have no choice."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # Not allow_tf32: torch raises where a user has set the precision through the newer of its two settings.
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def cdiv(a: int, b: int) -> int:

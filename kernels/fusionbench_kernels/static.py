@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,36 +67,28 @@ class Profile:
         return self.shared_bytes <= SHARED_MEMORY_BYTES[self.arch]
 
 
-def profiles(
-    arches: tuple[str, ...] = (),
-    kernels: tuple[str, ...] = (),
-    processes: int = 0,
-    progress: Callable[[Profile], None] | None = None,
-) -> list[Profile]:
-    """Compile every shipped configuration of these architectures and kernels (all by default), in order."""
-    wanted = [
+Row = tuple[str, str, int]  # architecture, kernel, which of its rows
+
+
+def shipped(arches: tuple[str, ...] = (), kernels: tuple[str, ...] = ()) -> list[Row]:
+    """Every configuration in the table, or those of some architectures and kernels."""
+    return [
         (arch, kernel, index)
         for arch in arches or table.architectures()
         for kernel, rows in table.rows(arch).items()
         if not kernels or kernel in kernels
         for index in range(len(rows))
     ]
-    found = []
-    with (
-        _without_interpreter(),
-        ProcessPoolExecutor(
-            processes or os.process_cpu_count() if hasattr(os, "process_cpu_count") else processes or os.cpu_count(),
-            mp_context=get_context("spawn"),
-        ) as pool,
-    ):
-        for profile in pool.map(_profile_row, wanted):
-            found.append(profile)
-            if progress is not None:
-                progress(profile)
-    return found
 
 
-def _profile_row(which: tuple[str, str, int]) -> Profile:
+def profiles(rows: list[Row], processes: int = 0) -> Iterator[Profile]:
+    """Compile these configurations, one process per core unless told otherwise; results come in order."""
+    # Processes, since the compiler holds the lock; spawned, since torch's threads do not survive a fork.
+    with _without_interpreter(), ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn")) as pool:
+        yield from pool.map(_profile_row, rows)
+
+
+def _profile_row(which: Row) -> Profile:
     arch, kernel, index = which
     where, config = table.rows(arch)[kernel][index]
     shown = {**config.blocks, "num_warps": config.num_warps, "num_stages": config.num_stages}

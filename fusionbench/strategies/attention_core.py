@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from importlib import import_module
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -121,12 +121,17 @@ def shared_cost(case: Case, impl: str) -> Cost:
     return affinity_cost(case, impl) + Cost(saved=saved)
 
 
+_ONE_AFFINITY: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Mask, Mask], tuple[Tensor, Tensor]]] = {
+    "eager": shared_attention,
+}
+
+
 @strategy("attention_core_shared", impls=ATTENTION_IMPLS, cost=shared_cost, inputs=shared_inputs, refuses=refuses)
 class AttentionCoreShared(nn.Module):
     """Co-attention alone, without projections: one affinity of given operands, read along both of its axes.
 
     Text brings queries and values [B, Lt, 2W], image keys and values [B, Li, 2W]; returns (text [B, Lt, W],
-    image [B, Li, W]). ``eager`` and ``triton`` make the affinity once, every other impl makes two attention calls.
+    image [B, Li, W]). What ``_ONE_AFFINITY`` names makes the affinity once, every other impl makes two attention calls.
     """
 
     def __init__(self, case: Case, impl: str) -> None:
@@ -140,7 +145,7 @@ class AttentionCoreShared(nn.Module):
             raise MissingModalityError("attention_core_shared has nothing to attend to without both modalities")
         q, v_text = (split_heads(x, self.heads) for x in text.chunk(2, dim=-1))
         k, v_image = (split_heads(x, self.heads) for x in image.chunk(2, dim=-1))
-        read = {"eager": shared_attention, "triton": _fused}.get(self.impl, self._two_calls)
+        read = _ONE_AFFINITY.get(self.impl, self._two_calls)
         for_text, for_image = read(q, k, v_text, v_image, text_mask, image_mask)
         return merge_heads(for_text), merge_heads(for_image)
 
@@ -148,11 +153,3 @@ class AttentionCoreShared(nn.Module):
         self, q: Tensor, k: Tensor, v_text: Tensor, v_image: Tensor, text_mask: Mask, image_mask: Mask
     ) -> tuple[Tensor, Tensor]:
         return attend(q, k, v_image, self.impl, image_mask), attend(k, q, v_text, self.impl, text_mask)
-
-
-def _fused(
-    q: Tensor, k: Tensor, v_text: Tensor, v_image: Tensor, text_mask: Mask, image_mask: Mask
-) -> tuple[Tensor, Tensor]:
-    kernels = import_module("fusionbench_kernels.co_attention")
-    for_text, for_image = kernels.co_attention(q, k, v_text, v_image, text_mask=text_mask, image_mask=image_mask)
-    return for_text, for_image

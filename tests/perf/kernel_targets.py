@@ -139,8 +139,8 @@ def brief(case: Case) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Print both tables; 0, or 5 where nothing was measured."""
     records: list[Record] = []
-    for path in arguments:
-        run = store.read(Path(path))
+    for path in (each for argument in arguments for each in run_folders(Path(argument))):
+        run = store.read(path)
         records += run.records
         machines = ", ".join(f"{e.gpu or e.cpu} ({e.machine}, torch {e.torch})" for e in run.environments.values())
         say(f"{path}: {len(run.records)} records, {machines}")
@@ -148,6 +148,11 @@ def main(arguments: Sequence[str]) -> int:
     counts = {word: sum(f": {word}" in line for line in lines) for word in ("hit ", "MISS", "not measured")}
     say(", ".join(f"{count} {word.strip()}" for word, count in counts.items()))
     return 0 if counts["hit "] + counts["MISS"] else 5
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The path itself, or where it is a folder of runs, those."""
+    return list(store.runs(path)) or [path] if path.is_dir() else [path]
 
 
 def say(text: str) -> None:

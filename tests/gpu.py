@@ -1,0 +1,179 @@
+"""Everything that only a GPU can say, in one command under a time limit: ``make gpu``.
+
+Tests, the suite ``kernels`` backend by backend, the kernels' targets, the tuner. A step that fails or overruns does
+not stop the others; the exit code says that one did. Needs torch, triton, numpy, pytest, msgspec and psutil alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+ROOT = Path(__file__).parents[1]
+SUITE = "kernels"
+GRACE_S = 10.0  # from the polite signal to the other one
+INTERRUPTED = 130  # a measurement that reached its limit: what it has is saved, and counts
+PYTEST = ("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, how many seconds it may take, and whether reaching that limit is fine."""
+
+    name: str
+    seconds: float
+    arguments: tuple[str, ...]
+    may_stop: bool = False
+
+
+def steps(out: Path, seconds: float) -> list[Step]:
+    """The steps in order; their shares add up to ``seconds``."""
+    share = seconds / 540
+    parallel = ("-n", "12") if importlib.util.find_spec("xdist") else ()  # compiling is most of it, on one core each
+    others = ("tests/kernels", "-m", "not slow", "--ignore", "tests/kernels/test_gpu_only.py")
+    # What the others are held against comes first; flex compiles 10 s per job and gets as far as it gets.
+    backends = {"triton": 70, "sdpa-cudnn": 25, "sdpa-flash": 22, "sdpa-efficient": 22, "sdpa": 20, "flex": 35}
+    measuring = [
+        Step(f"measure {name}", s * share, ("tests/gpu.py", "--measure", name, "--out", str(out)), may_stop=True)
+        for name, s in backends.items()
+    ]
+    events = ("tests/gpu.py", "--measure", "triton,sdpa-cudnn,sdpa-efficient", "--timer", "event", "--out", str(out))
+    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{65 * share:.0f}")
+    tuner += ("--write", str(out / "configs.json"), "--log", str(out / "tune.jsonl"))
+    return [
+        Step("tests for the GPU alone", 80 * share, (*PYTEST, *parallel, "tests/kernels/test_gpu_only.py")),
+        Step("tests of the kernels", 90 * share, (*PYTEST, *parallel, *others)),
+        Step(
+            "tests of the harness",
+            45 * share,
+            (*PYTEST, *parallel, "-m", "gpu", "tests/test_gpu.py", "tests/test_costs.py"),
+        ),
+        *measuring,
+        Step("measure launches too", 25 * share, events, may_stop=True),
+        Step("tune", 75 * share, tuner),
+        Step("targets", 15 * share, ("tests/perf/kernel_targets.py", str(out / "runs"))),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """All steps; 0 only if each did its work. With ``--measure`` one of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("results/h200"), help="where logs, runs and the table go")
+    parser.add_argument("--seconds", type=float, default=520.0, help="for everything (default 520)")
+    parser.add_argument("--bundle", type=Path, metavar="FILE.tar.gz", help="pack all of it into one file too")
+    parser.add_argument("--measure", metavar="BACKENDS", help="only measure the suite with these backends")
+    parser.add_argument("--timer", default="graph", choices=["event", "graph"])
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.measure:
+        return measure(options.measure.split(","), options.timer, options.out / "runs")
+    import torch
+
+    if torch.cuda.device_count() == 0:
+        sys.stderr.write("gpu: no CUDA device here; make test runs the kernels in Triton's interpreter\n")
+        return 2
+    os.environ.pop("TRITON_INTERPRET", None)
+    begun, codes = monotonic(), dict[str, int]()
+    for step in steps(options.out, options.seconds):
+        left = begun + options.seconds - monotonic()
+        codes[step.name] = perform(step, min(step.seconds * 1.2, left), options.out)
+    say("\n" + "\n".join(f"{'ok    ' if code == 0 else f'FAILED {code}'}  {name}" for name, code in codes.items()))
+    say(f"{monotonic() - begun:.0f} s; logs, runs, tune.jsonl and, where a row changed, configs.json: {options.out}")
+    if options.bundle:
+        with tarfile.open(options.bundle, "w:gz") as bundle:
+            bundle.add(options.out, arcname=options.out.name)
+        say(f"the same in one file: {options.bundle}")
+    return 1 if any(codes.values()) else 0
+
+
+def perform(step: Step, seconds: float, out: Path) -> int:
+    """Run a step with its output in a log, whose end is shown; returns 0 where it did its work."""
+    if seconds < 5:
+        say(f"--- {step.name}: not begun, the time is over")
+        return 0 if step.may_stop else 124
+    log, begun = out / f"{step.name.replace(' ', '-')}.log", monotonic()
+    say(f"--- {step.name} (at most {seconds:.0f} s)")
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *step.arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        code = _within(process, seconds)
+    lines = log.read_text(errors="replace").splitlines()
+    say("\n".join(lines[-200 if step.name == "targets" else -6 :]))
+    say(f"    {monotonic() - begun:.0f} s, exit code {code}")
+    return 0 if step.may_stop and code in (INTERRUPTED, 124) else code
+
+
+def _within(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """The exit code, 124 if the time was not enough: then the process is asked to end, and its group ended."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return 124
+
+
+# --- measuring without the command line's libraries ----------------------------------------------------------------
+
+
+class Lines:
+    """A listener that prints a line per record."""
+
+    def started(self, job: object) -> None:
+        pass
+
+    def finished(self, record: object) -> None:
+        from fusionbench.record import Record
+        from fusionbench.stats import median
+
+        assert isinstance(record, Record)
+        time = record.time
+        shown = f"{median(sorted(time.samples_ns)) / time.loops / 1e6:.4f} ms" if time else record.reason
+        say(f"{record.status} {shown}  {record.job.key}  ({record.wall_s:.1f} s)")
+
+    def interrupted(self, signal_name: str) -> None:
+        say(f"{signal_name}: finishing the running sample")
+
+
+def measure(backends: Sequence[str], timer: str, results: Path) -> int:
+    """The suite with these backends, as a run in ``results``; 130 where SIGINT ended it early, 3 where a job failed."""
+    from fusionbench import launch, suite
+    from fusionbench.engines import local
+    from fusionbench.record import FAILED
+    from fusionbench.spec import replace_budget
+
+    chosen = suite.read(SUITE)
+    local.start_server()
+    prepared = launch.new(
+        chosen, results, budget=replace_budget(chosen.budget, timer=timer), only={"backends": backends}, fresh=True,
+        command=sys.argv, warn=say,
+    )  # fmt: skip
+    outcome = launch.execute(prepared, local.run, Lines())
+    say(f"{dict(outcome.statuses)} in {prepared.folder}")
+    if outcome.signal:
+        return 128 + outcome.signal
+    return 3 if any(outcome.statuses[status] for status in FAILED) else 0
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

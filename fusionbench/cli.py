@@ -176,7 +176,7 @@ def run(
     threads: Annotated[int | None, typer.Option(help="CPU threads of a job.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and inputs.")] = None,
     timer: Annotated[
-        str | None, typer.Option(metavar="event|graph", help="What is timed on CUDA: a call, or its graph's replay.")
+        Literal["event", "graph"] | None, typer.Option(help="What is timed on CUDA: a call, or its graph's replay.")
     ] = None,
     report: WithReport = False,
     quiet: Quiet = False,

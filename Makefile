@@ -33,7 +33,7 @@ lint: setup
 GPU_OUT ?= results/h200
 
 gpu:
-	PYTHONPATH=kernels:.:$$PYTHONPATH $(PYTHON) tests/gpu.py --out $(GPU_OUT) --bundle $(GPU_OUT).tar.gz
+	$(PYTHON) tests/gpu.py --out $(GPU_OUT) --bundle $(GPU_OUT).tar.gz
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

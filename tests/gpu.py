@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", metavar="BACKENDS", help="only compile what measuring these would")
     parser.add_argument("--timer", default="graph", choices=["event", "graph"])
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.out = options.out.resolve()
     if options.measure:
         return measure(options.measure.split(","), options.timer, options.out / "runs")
     if options.compile:
@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if torch.cuda.device_count() == 0:
         sys.stderr.write("gpu: no CUDA device here; make test runs the kernels in Triton's interpreter\n")
         return 2
+    options.out.mkdir(parents=True, exist_ok=True)
     os.environ.pop("TRITON_INTERPRET", None)
     begun, codes = monotonic(), dict[str, int]()
     for step in steps(options.out, options.seconds):
@@ -113,10 +114,13 @@ def perform(step: Step, seconds: float, out: Path) -> int:
         return 0 if step.may_stop else 124
     log, begun = out / f"{step.name.replace(' ', '-')}.log", monotonic()
     say(f"--- {step.name} (at most {seconds:.0f} s)")
+    paths = [str(ROOT / "kernels"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, *step.arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            [sys.executable, *step.arguments], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
         code = _within(process, seconds)
     lines = log.read_text(errors="replace").splitlines()
     say("\n".join(lines[-200 if step.name == "targets" else -6 :]))

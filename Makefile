@@ -18,8 +18,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/fusionbench run suites/smoke.toml --fresh --report
 
+# Triton reads TRITON_INTERPRET when a kernel is decorated: the interpreter's tests need a process of their own.
 test: setup
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
 perf: setup
 	$(BIN)/python -m pytest tests/perf --benchmark-only

@@ -170,6 +170,13 @@ def kept_bytes(module: nn.Module, given: Inputs) -> int:
     return sum(x.untyped_storage().nbytes() for address, x in kept.items() if address not in weights)
 
 
+ATTENDS = {
+    "_scaled_dot_product_flash_attention_for_cpu": (0,),
+    "attention_forward": (0,),
+    "co_attention_forward": (0, 2),
+}
+
+
 class Traffic(TorchDispatchMode):
     """Elements that matrix products, attention, softmax over scores, cat and look-ups read and write."""
 
@@ -191,10 +198,11 @@ class Traffic(TorchDispatchMode):
         else:
             self.read |= {x.untyped_storage().data_ptr() for x in weights}
         over_scores = name == "_softmax" and out.dim() == 4
-        attends = name in ("_scaled_dot_product_flash_attention_for_cpu", "attention_forward")
-        if name in self.MOVERS or over_scores or attends:
+        results = ATTENDS.get(name)  # which of its outputs are results, the others being statistics
+        if name in self.MOVERS or over_scores or results:
             data = [x for x in tensors if x.is_floating_point() and not any(x is w for w in weights)]
-            self.moved += sum(x.numel() for x in data) + (out[0] if attends else out).numel()
+            written = [out[i] for i in results] if results else [out]
+            self.moved += sum(x.numel() for x in [*data, *written])
         return out
 
     @property

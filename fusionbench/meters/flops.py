@@ -50,6 +50,10 @@ def _fused_backward(q: Sequence[int], k: Sequence[int], *_: Any, **__: Any) -> i
     return 8 * q[0] * q[1] * q[2] * k[2] * q[3]
 
 
+def _shared_backward(text: Sequence[int], image: Sequence[int], *_: Any, **__: Any) -> int:
+    return 12 * text[0] * text[1] * text[2] * image[2] * text[3]
+
+
 def _int_mm(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * a[0] * a[1] * b[1]
 
@@ -65,4 +69,5 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
     aten._int_mm: _int_mm,
     kernels.attention_backward: _fused_backward,
+    kernels.co_attention_backward: _shared_backward,
 }

@@ -23,14 +23,21 @@ from ..spec import Case
 
 
 def affinity_cost(case: Case, impl: str) -> Cost:
-    """Both softmaxes and both weighted sums: 6·B·Li·Lt·I FLOPs where S is written once, 8 where it is made twice."""
+    """Both softmaxes and both weighted sums: 6·B·Li·Lt·I FLOPs where S is made once, 8 where it is made twice.
+
+    ``triton`` counts as its fused kernel, which writes no scores, also where both sides are too long for that.
+    """
     s = case.shape
     operands = s.batch * (s.image + s.text) * s.width  # the queries of text and the keys of image together
+    maps, d = s.batch * s.heads, s.width // s.heads
+    scores = maps * s.image * s.text
+    if impl == "triton":
+        flops, rows = 6 * scores * d, maps * (s.image + s.text)
+        kept = Cost(saved=3 * operands, saved_bytes=4 * rows)  # operands, values, outputs, a log-sum-exp per row
+        return Cost(flops=flops, backward_flops=2 * flops, activations_moved=3 * operands) + kept
     if impl != "eager":
         both = [attention(s.batch, a, b, s.width, s.heads, impl) for a, b in ((s.text, s.image), (s.image, s.text))]
         return both[0] + both[1] + Cost(saved=-operands)  # both calls keep the same q and k
-    maps, d = s.batch * s.heads, s.width // s.heads
-    scores = maps * s.image * s.text
     products = product(maps, s.text, d, s.image) + product(maps, s.text, s.image, d) + product(maps, s.image, s.text, d)
     return products + Cost(activations_moved=4 * scores, saved=3 * operands + 2 * scores)
 
@@ -51,7 +58,7 @@ class CoAttentionShared(nn.Module):
     """Let both modalities read one affinity S = Q_text K_imageᵀ/√d: softmax over its rows and over its columns.
 
     Returns (text [B, Lt, Dt], image [B, Li, Di]); the widths may differ (projector ``identity``). ``eager``
-    computes S once; every other impl makes two attention calls with the roles of Q and K swapped. Without
+    and ``triton`` compute S once; every other impl makes two attention calls with the roles of Q and K swapped. Without
     one modality the layer is skipped: the other is returned projected, with None in the missing one's place.
     """
 
@@ -78,7 +85,7 @@ class CoAttentionShared(nn.Module):
         i, t = self.image_norm(image), self.text_norm(text)
         q, k = split_heads(self.text_query(t), self.heads), split_heads(self.image_key(i), self.heads)
         v_text, v_image = split_heads(self.text_value(t), self.heads), split_heads(self.image_value(i), self.heads)
-        read = shared_attention if self.impl == "eager" else self._two_calls
+        read = {"eager": shared_attention, "triton": _fused}.get(self.impl, self._two_calls)
         for_text, for_image = read(q, k, v_text, v_image, text_mask, image_mask)
         text = self.text_ffn(text + self.text_out(merge_heads(for_text)))
         return text, self.image_ffn(image + self.image_out(merge_heads(for_image)))
@@ -87,6 +94,15 @@ class CoAttentionShared(nn.Module):
         self, q: Tensor, k: Tensor, v_text: Tensor, v_image: Tensor, text_mask: Mask, image_mask: Mask
     ) -> tuple[Tensor, Tensor]:
         return attend(q, k, v_image, self.impl, image_mask), attend(k, q, v_text, self.impl, text_mask)
+
+
+def _fused(
+    q: Tensor, k: Tensor, v_text: Tensor, v_image: Tensor, text_mask: Mask, image_mask: Mask
+) -> tuple[Tensor, Tensor]:
+    from fusionbench_kernels import co_attention
+
+    text, image = co_attention(q, k, v_text, v_image, text_mask=text_mask, image_mask=image_mask)[:2]
+    return text, image
 
 
 def shared_attention(

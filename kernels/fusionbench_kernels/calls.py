@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .co_attention import Output, Side
+from .co_attention import backward as co_backward
+from .co_attention import forward as co_forward
 from .concat_tokens import forward as concat_tokens
 from .cross_attention import _backward_keys, _backward_queries, _combine, backward, forward
 from .names import Variant
@@ -56,15 +59,38 @@ def _two_pass_backward(where: Where) -> None:
     _backward_queries(*common, q, None)
 
 
+def _co_sides(where: Where) -> tuple[Side, Side]:
+    """Text at the row's upper bound, image long, both masked: masks cost registers."""
+    short, d = where.get("short", 64), where.get("head_dim", 128)
+    text, image = (tensor(BATCH, HEADS, tokens, d, dtype=element(where)) for tokens in (short, 4 * LONG))
+    masks = (tensor(BATCH, tokens, dtype=torch.bool) for tokens in (short, 4 * LONG))
+    return Side(text, text, next(masks)), Side(image, image, next(masks))
+
+
+def _co_forward(where: Where) -> None:
+    co_forward(*_co_sides(where), 0.125, "fused")
+
+
+def _co_backward(where: Where) -> None:
+    text, image = _co_sides(where)
+    of_text, of_image = (Output(s.x, tensor(*s.x.shape[:3], dtype=torch.float32), s.x, None) for s in (text, image))
+    co_backward(text, image, of_text, of_image, 0.125, "fused")
+
+
 CALLS: dict[str, Callable[[Where], object]] = {
     "streaming_forward": _forward("streaming"),
     "resident_forward": _forward("resident"),
+    "descriptor_forward": _forward("descriptor"),
     "combine": lambda where: _combine(
         tensor(4, BATCH, HEADS, 64, where.get("head_dim", 256), dtype=torch.float32),
         tensor(4, BATCH, HEADS, 64, dtype=torch.float32),
         tensor(BATCH, HEADS, 64, where.get("head_dim", 256)),
         tensor(BATCH, HEADS, 64, dtype=torch.float32),
     ),
+    "co_forward": _co_forward,
+    "co_backward": _co_backward,
+    # More text than the one-pass backward holds, where a row of it would be found first.
+    "co_backward_side": lambda where: _co_backward({"short": 256 if where.get("head_dim", 0) <= 64 else 64, **where}),
     "concat_tokens": lambda where: concat_tokens(tensor(BATCH, LONG, 768), tensor(BATCH, 64, 768)),
     "backward_delta": _backward,
     "backward_keys": _two_pass_backward,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import checks, dispatch, reference
+from . import checks, descriptor, dispatch, reference
 from .dispatch import MAX_HEAD_DIM, Choice, Sizes, head_tiles, key_tiles
 from .names import Variant
 from .runtime import cdiv, launch, power_of_two, precision, target, uses_triton
@@ -41,6 +41,8 @@ def cross_attention(
     differentiable. A row without keys gives 0, -inf and zero gradients; keys that take no part may hold NaN.
 
     ``variant`` forces a kernel where ``choice`` would pick another; ``splits`` with "split" the number of splits.
+    The first "descriptor" of a process checks that kernel on its GPU, which takes several seconds, and raises
+    RuntimeError where it fails.
     On a CPU the same is computed by plain PyTorch. Raises ValueError that names the argument which does not fit.
     """
     _check(q, k, v, key_padding_mask, kv_lens, bias)
@@ -51,9 +53,20 @@ def cross_attention(
     return (out, lse) if return_lse else out
 
 
-def choice(q: Tensor, k: Tensor, *, variant: Variant = "auto", splits: int = 0) -> Choice:
-    """Which kernel ``cross_attention`` runs for these tensors on their device, and why."""
-    return dispatch.choose(Sizes.of(q, k), target(q.device), variant, splits)
+def choice(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None = None,
+    *,
+    key_padding_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    variant: Variant = "auto",
+    splits: int = 0,
+) -> Choice:
+    """Which kernel ``cross_attention`` runs for these arguments on their device, and why; v is taken to be as k."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return _choose(q, k, k if v is None else v, key_padding_mask, bias, scale, variant, splits)
 
 
 def attention_weights(
@@ -214,12 +227,10 @@ def forward(
     splits: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The kernels' launch: shapes as in ``cross_attention``, bias expanded to [B, H, Lq, Lk]."""
-    picked = dispatch.choose(Sizes.of(q, k), target(q.device), variant, splits)
+    picked = _choose(q, k, v, mask, bias, scale, variant, splits)
     out, lse = _empty(q)
     if picked.variant == "descriptor":
-        from .descriptor import descriptor_launch
-
-        descriptor_launch(q, k, v, out, lse, mask, lens, bias, scale, picked.config)
+        descriptor.descriptor_launch(q, k, v, out, lse, mask, lens, bias, scale, picked.config)
     elif picked.variant == "resident":
         _resident(q, k, v, out, lse, mask, lens, bias, scale, picked)
     elif picked.splits == 1:
@@ -230,6 +241,14 @@ def forward(
         _streaming(q, k, v, part, part_lse, mask, lens, bias, scale, picked)
         _combine(part, part_lse, out, lse)
     return out, lse
+
+
+def _choose(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, scale: float, variant: Variant,
+    splits: int,
+) -> Choice:  # fmt: skip
+    usable = descriptor.usable(q, k, v, mask, bias, scale)
+    return dispatch.choose(Sizes.of(q, k), target(q.device), variant, splits, usable)
 
 
 def _streaming(

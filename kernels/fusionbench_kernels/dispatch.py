@@ -8,11 +8,15 @@
 3. ``streaming`` everywhere else. Where heads share keys (GQA) and a head's queries fill less than half of a tile, the
    heads of a group are packed into one tile.
 
-``descriptor`` is never chosen, only asked for, until its figures on a GPU say otherwise.
+``descriptor`` is only asked for, until a row of its own says ``preferred``: a tuner sets that on a GPU on which the
+row passed ``descriptor_check`` and was faster than ``streaming``. Then it takes what would be ``streaming``'s with a
+tile of queries or more and four tiles of keys or more, of tensors that ``descriptor.unfit`` has nothing against. The
+table's bound ``plain`` tells its two forms apart: 0 asks for warp specialisation too, 1 only for the form without.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -60,8 +64,16 @@ class Sizes:
         return {"head_dim": self.head_dim, "bytes": self.bytes, "queries": self.queries, "keys": self.keys}
 
 
-def choose(sizes: Sizes, target: Target, variant: Variant = "auto", splits: int = 0) -> Choice:
+def choose(
+    sizes: Sizes,
+    target: Target,
+    variant: Variant = "auto",
+    splits: int = 0,
+    descriptor_usable: Callable[[Config], bool] = lambda config: False,
+) -> Choice:
     """The kernel for these sizes; ``variant`` forces one, ``splits`` (with ``split``) their number.
+
+    ``descriptor_usable`` is asked, where a row of ``descriptor`` is preferred, whether the tensors fit it.
 
     Raises ValueError where the forced variant cannot run these sizes.
     """
@@ -77,7 +89,13 @@ def choose(sizes: Sizes, target: Target, variant: Variant = "auto", splits: int 
                 f"{sizes.keys} keys of head dim {sizes.head_dim} (use 'auto')"
             )
     if variant == "descriptor":
-        return Choice("descriptor", require("descriptor_forward", target.arch, **sizes.row), reason="asked for")
+        config = find("descriptor_forward", target.arch, **sizes.row, plain=0)
+        if config is None:
+            raise ValueError(
+                f"variant 'descriptor' has no configuration for head dim {sizes.head_dim} of {sizes.bytes} bytes an "
+                f"element on {target.arch}; it needs a TMA unit (sm_90, sm_100) and 2 bytes (use variant 'streaming')"
+            )
+        return Choice("descriptor", config, reason="asked for")
     config = require("streaming_forward", target.arch, **sizes.row)
     block_q, block_k = config.blocks["BLOCK_Q"], config.blocks["BLOCK_K"]
     group = sizes.heads // sizes.kv_heads
@@ -89,7 +107,22 @@ def choose(sizes: Sizes, target: Target, variant: Variant = "auto", splits: int 
         wanted = max(1, min(wanted, cdiv(sizes.keys, block_k)))
         why = f"{programs} programs for {target.multiprocessors} multiprocessors"
         return Choice("split", config, wanted, packed, why if splits == 0 else "asked for")
+    if variant == "auto":
+        preferred = _preferred(sizes, target, descriptor_usable)
+        if preferred is not None:
+            return Choice("descriptor", preferred, reason="its row is preferred")
     return Choice("streaming", config, 1, packed, "as many programs as the device holds, or too few keys to split")
+
+
+def _preferred(sizes: Sizes, target: Target, usable: Callable[[Config], bool]) -> Config | None:
+    """The row of ``descriptor`` that a tuner preferred for sizes like these, if the call is big and its tensors fit."""
+    for plain in (0, 1):
+        config = find("descriptor_forward", target.arch, **sizes.row, plain=plain)
+        if config is not None and config.preferred:
+            big = sizes.queries >= config.blocks["BLOCK_Q"] and sizes.keys >= 4 * config.blocks["BLOCK_K"]
+            if big and usable(config):
+                return config
+    return None
 
 
 def split_count(programs: int, key_tiles: int, multiprocessors: int) -> int:

@@ -31,8 +31,11 @@ MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
 # What tells a good compilation from a bad one: tensor-core products, asynchronous copies, spills' loads and stores.
 _COUNTED = {
     "HGMMA": r"\bHGMMA", "IGMMA": r"\bIGMMA", "QGMMA": r"\bQGMMA", "HMMA": r"\bHMMA", "IMMA": r"\bIMMA",
-    "tcgen05": r"\bUTC\w*MMA", "MFMA": r"\bv_mfma", "TMA": r"\bUTMA", "LDGSTS": r"\bLDGSTS", "MUFU": r"\bMUFU",
-    "USETMAXREG": r"\bUSETMAXREG", "atomics": r"\b(RED|ATOM|ATOMG|UTMAREDG|global_atomic\w*)\b",
+    "tcgen05": r"\bUTC\w*MMA", "MFMA": r"\bv_mfma", "TMA": r"\bUTMA", "UTMALDG": r"\bUTMALDG",
+    "LDGSTS": r"\bLDGSTS", "MUFU": r"\bMUFU",
+    "USETMAXREG": r"\bUSETMAXREG",
+    # Not ATOMG.EXCH, by which a tensor map is published: it adds nothing up.
+    "atomics": r"\b(RED|ATOMS?|ATOMG(?!\.\w*\.?EXCH)|UTMAREDG|global_atomic\w*)\b",
 }  # fmt: skip
 
 
@@ -91,14 +94,19 @@ def profiles(rows: list[Row], processes: int = 0) -> Iterator[Profile]:
 def _profile_row(which: Row) -> Profile:
     arch, kernel, index = which
     where, config = table.rows(arch)[kernel][index]
-    shown = {**config.blocks, "num_warps": config.num_warps, "num_stages": config.num_stages}
-    shown |= {name: True for name in ("split_heads", "split_keys") if getattr(config, name)}
+    shown = as_shown(config)
     empty = Profile(kernel, arch, index, where, shown)
     try:
         return compiled(the_launch(kernel, arch, where, config), arch, empty)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), "").strip()
         return Profile(kernel, arch, index, where, shown, error=f"{type(error).__name__}: {reason}"[:300])
+
+
+def as_shown(config: Config) -> dict[str, Any]:
+    """A configuration as a profile holds it."""
+    shown = {**config.blocks, "num_warps": config.num_warps, "num_stages": config.num_stages}
+    return shown | {name: True for name in ("split_heads", "split_keys") if getattr(config, name)}
 
 
 def the_launch(kernel: str, arch: str, where: Mapping[str, int], config: Config) -> Launch:
@@ -117,10 +125,15 @@ def compiled(launch: Launch, arch: str, profile: Profile) -> Profile:
     """``profile`` with the figures of the compiled binary."""
     import triton
 
-    binary = triton.compile(*_source_and_target(launch, arch))
-    instructions, registers, spills, size = (_read_amdgcn if arch.startswith("gfx") else _read_cubin)(binary.asm)
+    return profile_of(triton.compile(*_source_and_target(launch, arch)), profile)
+
+
+def profile_of(binary: Any, profile: Profile) -> Profile:
+    """``profile`` with the figures of a kernel that Triton compiled for its architecture."""
+    read = _read_amdgcn if profile.arch.startswith("gfx") else _read_cubin
+    instructions, registers, spills, size = read(binary.asm)
     return Profile(
-        profile.kernel, arch, profile.row, profile.where, profile.config, registers, spills,
+        profile.kernel, profile.arch, profile.row, profile.where, profile.config, registers, spills,
         binary.metadata.shared, size, instructions,
     )  # fmt: skip
 
@@ -139,7 +152,7 @@ def _source_and_target(launch: Launch, arch: str) -> tuple[Any, Any, dict[str, A
             signature[parameter.name] = "constexpr"
             continue
         value = next(arguments)
-        signature[parameter.name], divisible = _type(value)
+        signature[parameter.name], divisible = _type(value, not parameter.do_not_specialize)
         if signature[parameter.name] == "constexpr":
             constants[parameter.name] = value
         elif signature[parameter.name] == "fp32":
@@ -152,7 +165,7 @@ def _source_and_target(launch: Launch, arch: str) -> tuple[Any, Any, dict[str, A
     return source, target, {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
 
 
-def _type(value: Any) -> tuple[str, bool]:
+def _type(value: Any, specialised: bool = True) -> tuple[str, bool]:
     """The type in a kernel's signature and whether 16 divides it, as Triton's launcher specialises arguments."""
     if value is None:
         return "constexpr", False
@@ -163,9 +176,9 @@ def _type(value: Any) -> tuple[str, bool]:
         return "*" + names.get(value.dtype, short), value.storage_offset() * value.element_size() % 16 == 0
     if isinstance(value, float):
         return "fp32", False
-    if value == 1:
+    if specialised and value == 1:
         return "constexpr", False
-    return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+    return "i32" if -(2**31) <= value < 2**31 else "i64", specialised and value % 16 == 0
 
 
 def _read_cubin(asm: Mapping[str, Any]) -> tuple[dict[str, int], int, int, int]:

@@ -22,6 +22,8 @@ class Config:
     ``split_heads`` computes head dim 80 as 64 + 16 columns instead of 128, ``split_keys`` 77 resident keys as 64 + 16.
     Both are off on sm_90: tiles narrower than 64 in kernels of several products have read outside of shared memory
     there (triton #10486, #10573, #11366) and have to pass compute-sanitizer on a GPU first.
+    ``preferred`` lets dispatch choose a variant that is otherwise only asked for ("descriptor"): a tuner sets it in the
+    row, on a GPU, where the variant's check passed and it was faster.
     """
 
     blocks: Mapping[str, int]
@@ -29,6 +31,7 @@ class Config:
     num_stages: int
     split_heads: bool = False
     split_keys: bool = False
+    preferred: bool = False
 
 
 # Where an architecture has no rows of its own: the one whose shared memory and instructions it has at least.
@@ -83,6 +86,13 @@ def rows(arch: str) -> dict[str, list[tuple[dict[str, int], Config]]]:
     return {kernel: list(found) for kernel, found in _rows(arch).items()}
 
 
+def table_of(arch: str) -> str:
+    """The architecture whose rows ``arch`` uses; one newer than this file gets what fits everywhere."""
+    if arch in _file()["tables"]:
+        return arch
+    return _STANDS_FOR.get(arch, "gfx942" if arch.startswith("gfx") else "sm_80")
+
+
 def architectures() -> tuple[str, ...]:
     """The architectures that have rows of their own."""
     return tuple(name for name in _file()["tables"] if name != "interpreter")
@@ -90,14 +100,11 @@ def architectures() -> tuple[str, ...]:
 
 @functools.cache
 def _rows(arch: str) -> dict[str, list[tuple[dict[str, int], Config]]]:
-    tables = _file()["tables"]
-    # An architecture newer than this file gets what fits everywhere.
-    name = arch if arch in tables else _STANDS_FOR.get(arch, "gfx942" if arch.startswith("gfx") else "sm_80")
     return {
         kernel: [
             (row["where"], Config(**{name: value for name, value in row.items() if name != "where"})) for row in found
         ]
-        for kernel, found in tables[name].items()
+        for kernel, found in _file()["tables"][table_of(arch)].items()
     }
 
 

@@ -15,6 +15,7 @@ from ..cost import Cost, attention
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, Inputs, strategy
 from ..spec import Case
+from .co_attention_shared import _fused as fused_attention
 from .co_attention_shared import affinity_cost, shared_attention
 
 Direction = Literal["text_to_image", "image_to_text"]
@@ -123,6 +124,7 @@ def shared_cost(case: Case, impl: str) -> Cost:
 
 _ONE_AFFINITY: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Mask, Mask], tuple[Tensor, Tensor]]] = {
     "eager": shared_attention,
+    "triton": fused_attention,
 }
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import resources
+from importlib import import_module, resources
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
@@ -29,8 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference, table
+from . import co_attention_reference, reference, table
+from .co_attention import Output, Side
 from .cross_attention import _combine, backward, forward
+from .descriptor import _with_workspace
 from .names import Variant
 from .runtime import Launch, Target, compiling_for, has_triton, target
 from .static import MULTIPROCESSORS, Profile, _without_interpreter, compiled
@@ -41,7 +43,12 @@ GAIN = 0.03  # a winner is faster by at least this share, and its interval lies 
 BATCH, HEADS = 2, 8
 LONG = {2: 4096, 4: 1024}  # tokens where a row sets no bound, by bytes of an element
 ERROR = {2: 5e-3, 4: 1e-4}  # relative L2 against the fp32 reference; rounding fp16 alone gives 3e-4
+SWITCHES = frozenset({"ONE_EXP"})  # 0 or 1, and worth trying the other way round
 QUEUED = 10  # samples that are queued before the host waits, so that its waiting is not in them
+
+# Their names in the package are those of the functions.
+co_attention = import_module(f"{__package__}.co_attention")
+concat_tokens = import_module(f"{__package__}.concat_tokens")
 
 Where = Mapping[str, int]
 
@@ -118,10 +125,12 @@ def buckets(arches: Sequence[str], kernels: Sequence[str] = (), shapes: Sequence
 def candidates(bucket: Bucket) -> list[Config]:
     """The present configuration, then its neighbours: one step in warps, stages or a block; MOST at most."""
     now = bucket.config
-    first, *_, last = *now.blocks, *now.blocks
+    edges = [name for name in now.blocks if name.startswith("BLOCK_")]  # the others are switches
+    first, last = edges[0], edges[-1]
     warps = 8 if now.num_warps == 4 else 4
     other = replace(now, num_warps=warps)
     tried = [
+        *(replace(now, blocks={**now.blocks, name: 1 - now.blocks[name]}) for name in SWITCHES & now.blocks.keys()),
         _scaled(other, first, 2 if warps == 8 else 0.5),  # a tile's rows and the warps that share them
         replace(now, num_stages=now.num_stages + 1),
         other,
@@ -145,8 +154,8 @@ def _scaled(config: Config, block: str, factor: float) -> Config:
 def _sensible(config: Config, bucket: Bucket) -> bool:
     # Tiles narrower than 64 have read outside of shared memory on sm_90 (triton #10486): only where one is now.
     least = 64 if bucket.where.get("bytes") == 2 else 16
-    blocks = zip(config.blocks.values(), bucket.config.blocks.values(), strict=True)
-    return 1 <= config.num_stages <= 5 and all(min(least, now) <= block <= 256 for block, now in blocks)
+    edges = [(size, bucket.config.blocks[name]) for name, size in config.blocks.items() if name.startswith("BLOCK_")]
+    return 1 <= config.num_stages <= 5 and all(min(least, now) <= size <= 256 for size, now in edges)
 
 
 # --- what each kernel is given -------------------------------------------------------------------------------------
@@ -200,11 +209,57 @@ def _combined(where: Where, device: str) -> Work:
     return Work(call, truth)
 
 
+def _co_sides(where: Where, device: str) -> tuple[Side, Side]:
+    short, d = where.get("short", LONG[where.get("bytes", 4)] // 4), where.get("head_dim", 128)
+    tokens = (short, short, LONG[where.get("bytes", 4)], LONG[where.get("bytes", 4)])
+    xs = [_random(BATCH, HEADS, length, d, like=where, device=device) for length in tokens]
+    return Side(3 * xs[0], xs[1], None), Side(xs[2], xs[3], None)
+
+
+def _co_forward(where: Where, device: str) -> Work:
+    text, image = _co_sides(where, device)
+    scale = text.x.shape[-1] ** -0.5
+    given = (text.x, image.x, text.v, image.v, None, None, scale)
+    return Work(
+        lambda: co_attention.forward(text, image, scale, "fused"), lambda: co_attention_reference.co_attention(*given)
+    )
+
+
+def _co_backward(where: Where, device: str) -> Work:
+    text, image = _co_sides(where, device)
+    scale = text.x.shape[-1] ** -0.5
+    given = (text.x, image.x, text.v, image.v, None, None)
+    out_text, lse_text, out_image, lse_image = co_attention_reference.co_attention(*given, scale)
+    of_text = Output(out_text, lse_text, torch.randn_like(out_text), None)
+    of_image = Output(out_image, lse_image, torch.randn_like(out_image), None)
+    results = (x for of in (of_text, of_image) for x in (of.out, of.lse))
+    gradients = (of_text.dout, None, of_image.dout, None)
+    both = (*given, *results, *gradients, scale)
+    return Work(
+        lambda: co_attention.backward(text, image, of_text, of_image, scale, "fused"),
+        lambda: co_attention_reference.co_attention_backward(*both),
+    )
+
+
+def _concatenated(where: Where, device: str) -> Work:
+    lengths = (LONG[2] // 8, LONG[2] // 32)
+    a, b = (_random(32, tokens, 768, like={"bytes": 2}, device=device) for tokens in lengths)
+    return Work(lambda: [concat_tokens.forward(a, b)], lambda: [torch.cat([a, b], dim=1)])
+
+
 # One line per kernel: (bounds of a row, device) -> Work. On device meta it is only compiled.
 WORK: dict[str, Callable[[Where, str], Work]] = {
     "streaming_forward": _forward("streaming"),
     "resident_forward": _forward("resident"),
+    "descriptor_forward": _forward("descriptor"),
     "combine": _combined,
+    "co_forward": _co_forward,
+    "co_backward": _co_backward,
+    # More text than the one-pass backward holds, where a row of it would be found first.
+    "co_backward_side": lambda where, device: _co_backward(
+        {"short": 256 if where.get("head_dim", 0) <= 64 else 64, **where}, device
+    ),
+    "concat_tokens": _concatenated,
     "backward_delta": lambda where, device: _backward({"bytes": 2, **where}, device),
     "backward_keys": _backward,
     "backward_queries": _backward,
@@ -339,7 +394,7 @@ def compete(bucket: Bucket, objections: Sequence[str], seconds: float) -> list[T
             results[number] = replace(result, reason=f"{type(error).__name__}: {error}".splitlines()[0][:300])
             continue
         worst = max(deviation(x, y) for x, y in zip(out, truth, strict=True))
-        if not worst <= ERROR[bucket.where.get("bytes", 2 if bucket.kernel in ("combine", "backward_delta") else 4)]:
+        if not worst <= ERROR[min(x.element_size() for x in out)]:
             results[number] = replace(result, reason=f"wrong: relative error {worst:.2g}")
             continue
         ready[number] = replay_of(launch)
@@ -350,11 +405,10 @@ def compete(bucket: Bucket, objections: Sequence[str], seconds: float) -> list[T
 
 
 def start(launch: Launch) -> None:
-    """Launch as ``runtime.launch`` does."""
-    launch.kernel[(launch.programs,)](
-        *launch.arguments, **launch.config.blocks, **launch.constants,
-        num_warps=launch.config.num_warps, num_stages=launch.config.num_stages,
-    )  # fmt: skip
+    """Launch as ``runtime.launch`` does, with the workspace that descriptors ask for."""
+    options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
+    given = {**launch.config.blocks, **launch.constants, **options}
+    _with_workspace(lambda: launch.kernel[(launch.programs,)](*launch.arguments, **given))
 
 
 def deviation(x: Tensor, truth: Tensor) -> float:

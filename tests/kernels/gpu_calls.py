@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fusionbench_kernels import cross_attention
+from fusionbench_kernels import co_attention, cross_attention
+from fusionbench_kernels.co_attention import CoVariant
 from fusionbench_kernels.names import Variant
 
 Results = Sequence[Tensor]
@@ -43,6 +44,28 @@ def attention(
     return Call(make)
 
 
+def both_ways(text: int, image: int, head_dim: int, variant: CoVariant = "auto", *, padded: bool = False) -> Call:
+    """Co-attention on one affinity, forward and backward."""
+
+    def make(small: bool) -> Callable[[], Results]:
+        batch = 1 if small else 2
+        lengths = (text, min(image, 600) if small else image) * 2
+        xs = [
+            torch.randn(batch, 8, tokens, head_dim, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+            for tokens in lengths
+        ]
+        masks = [torch.rand(batch, tokens, device="cuda") < 0.7 if padded else None for tokens in lengths[:2]]
+        douts = [torch.randn_like(x) for x in xs[:2]]
+
+        def call() -> Results:
+            outs = co_attention(*xs, text_mask=masks[0], image_mask=masks[1], variant=variant)
+            return *(out.detach() for out in outs), *torch.autograd.grad(outs, xs, douts)
+
+        return call
+
+    return Call(make)
+
+
 CALLS: dict[str, Call] = {
     "streaming, two-pass backward": attention("streaming", 1000, 1023, 64),
     "streaming, head dim 128, padded": attention("streaming", 777, 1030, 128, padded=True),
@@ -53,6 +76,11 @@ CALLS: dict[str, Call] = {
     "resident, 256 keys": attention("resident", 1000, 256, 64),
     "split, queries in one program backward": attention("split", 64, 8190, 64),
     "split, padded": attention("split", 100, 8190, 128, padded=True),
+    "descriptor": attention("descriptor", 1000, 1024, 64),
+    "both ways, one-pass backward": both_ways(77, 4000, 64),
+    "both ways, backward by side": both_ways(250, 4000, 64),
+    "both ways, padded": both_ways(77, 1000, 128, padded=True),
+    "both ways, two calls": both_ways(500, 700, 64, "two_calls"),
 }
 
 # What the sanitizer watches: each compiles for half a minute, so one of each kind.
@@ -60,4 +88,5 @@ SANITIZED = (
     "streaming, two-pass backward",
     "resident, keys in one program backward",
     "split, queries in one program backward",
+    "both ways, one-pass backward",
 )

@@ -84,12 +84,12 @@ FLOOR = {"bf16": 2e-3, "tf32": 8e-3}
 
 @contextmanager
 def tf32(on: bool) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = on
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if on else "highest")
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])

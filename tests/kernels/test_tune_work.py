@@ -18,6 +18,8 @@ def test_every_candidate_gives_what_the_reference_gives(
 ) -> None:
     monkeypatch.setattr(tune, "LONG", {2: 40, 4: 40})
     monkeypatch.setattr(tune, "HEADS", 1)
+    if bucket.kernel == "co_backward_side" and not NATIVE:
+        pytest.skip("the interpreter's rows hold all text that its forward takes, so one pass is taken")
     where = {name: min(size, 48) for name, size in {"head_dim": 24, **bucket.where}.items()}
     torch.manual_seed(0)
     work = tune.WORK[bucket.kernel](where, device)
@@ -27,4 +29,4 @@ def test_every_candidate_gives_what_the_reference_gives(
         launch, found = tune.launched(bucket, config, work, on, tune.start)
         assert launch.config == config
         for x, y in zip(found, truth, strict=True):
-            assert tune.deviation(x, y) <= tune.ERROR[where.get("bytes", 2)]
+            assert tune.deviation(x, y) <= tune.ERROR[min(z.element_size() for z in found)]

@@ -31,10 +31,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# On a machine with a CUDA device, from whatever Python has torch there: make gpu PYTHON=python3
+# On a machine with a CUDA device, from whatever Python has torch there: make gpu PYTHON=python3 GPU_OUT=results/h200
+GPU_OUT ?= results/h200
+
 gpu:
-	$(PYTHON) -m pytest tests/test_gpu.py tests/test_costs.py -m gpu
-	$(PYTHON) -m fusionbench run suites/smoke.toml --only devices=cuda --fresh
+	$(PYTHON) tests/gpu.py --out $(GPU_OUT) --bundle $(GPU_OUT).tar.gz
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

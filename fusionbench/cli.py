@@ -175,6 +175,9 @@ def run(
     timeout_s: Annotated[float | None, typer.Option(help="Seconds after which a job is killed.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a job.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and inputs.")] = None,
+    timer: Annotated[
+        Literal["event", "graph"] | None, typer.Option(help="What is timed on CUDA: a call, or its graph's replay.")
+    ] = None,
     report: WithReport = False,
     quiet: Quiet = False,
 ) -> None:
@@ -185,7 +188,9 @@ def run(
     suites.narrow(chosen, narrowing)  # bad values are told before torch is imported
     from .spec import replace_budget
 
-    budget = replace_budget(chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed)
+    budget = replace_budget(
+        chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, timer=timer
+    )
     from .engines import local
 
     local.start_server()

@@ -12,6 +12,7 @@ from .errors import FusionbenchError
 Mode = Literal["fwd", "fwd_bwd"]
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Projector = Literal["identity", "linear", "linear_norm", "mlp"]
+Timer = Literal["event", "graph"]
 
 MODES: tuple[str, ...] = get_args(Mode)
 DTYPES: tuple[str, ...] = get_args(Dtype)
@@ -98,6 +99,7 @@ class Budget(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=
     ci: Annotated[float, Meta(gt=0, lt=1)] = 0.01  # half-width of the median's 95 % CI, relative
     timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 300.0
     threads: Annotated[int, Meta(ge=1, le=4096)] = 1
+    timer: Timer = "event"  # on CUDA: around a call as the host makes it, or around the replay of its graph
     seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
     int8_rel_l2: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # int8 against fp64: what still counts as right
     int8_cosine: Annotated[float, Meta(gt=0, lt=1)] = 0.99
@@ -110,7 +112,7 @@ class Skip(Struct, frozen=True, kw_only=True, gc=False):
     reason: str
 
 
-def replace_budget(budget: Budget, **changes: float | int | None) -> Budget:
+def replace_budget(budget: Budget, **changes: float | int | str | None) -> Budget:
     """The budget with the given values in place of its own; None leaves a value as it is.
 
     Raises FusionbenchError for a value that is out of range.

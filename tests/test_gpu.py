@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 
 from fusionbench import backends, registry
 from fusionbench.plan import refusal
-from fusionbench.spec import Budget, Case, Dtype, Job, Mode, Shape
+from fusionbench.spec import Budget, Case, Dtype, Job, Mode, Shape, Timer
 from fusionbench.worker import measure
 
 pytestmark = [
@@ -21,17 +22,19 @@ BUDGET = Budget(measure_s=0.05, warmup_s=0.01, min_samples=6, max_samples=20)
 SHAPE = Shape(batch=2, image=196, text=32, image_width=768, text_width=768, width=256, heads=4)
 
 
-def measured(strategy: str, backend: str, dtype: Dtype, mode: Mode = "fwd", padding: float = 0.0) -> None:
+def measured(
+    strategy: str, backend: str, dtype: Dtype, mode: Mode = "fwd", padding: float = 0.0, timer: Timer = "event"
+) -> None:
     case = Case(shape=SHAPE, dtype=dtype, device="cuda", mode=mode, padding=padding)
     job = Job(strategy=strategy, backend=backend, case=case)
     reason = refusal(job)
     if reason is not None:
         pytest.skip(reason)
-    record = measure(job, BUDGET)
+    record = measure(job, msgspec.structs.replace(BUDGET, timer=timer))
     assert (record.status, record.reason) in (("ok", ""), ("skipped", record.reason))
     if record.status == "ok":
         assert record.time
-        assert (record.time.timer, record.time.cache) == ("cuda_event", "cold")
+        assert (record.time.timer, record.time.cache) == (f"cuda_{timer}", "cold")
         assert min(record.time.samples_ns) > 0
         assert record.memory
         assert record.memory.meter == "cuda_allocator"
@@ -48,3 +51,9 @@ def test_every_backend_measures_or_refuses_every_dtype(backend: str, dtype: Dtyp
 @pytest.mark.parametrize("name", [name for name, s in sorted(registry.strategies().items()) if "sdpa" in s.impls])
 def test_every_strategy_is_right_in_bf16_with_padding(name: str, mode: Mode) -> None:
     measured(name, "sdpa", "bf16", mode, padding=0.5)
+
+
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
+@pytest.mark.parametrize("backend", ["sdpa", "sdpa-cudnn", "flex", "triton"])
+def test_a_graphs_replay_is_timed_forward_and_in_training(backend: str, mode: Mode) -> None:
+    measured("cross_attention", backend, "bf16", mode, timer="graph")

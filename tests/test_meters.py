@@ -6,6 +6,7 @@ import gc
 import math
 import time as clock
 
+import msgspec
 import pytest
 import torch
 
@@ -205,3 +206,11 @@ def test_on_cuda_the_cache_is_flushed_outside_the_events_and_the_host_waits_once
     assert timing.run_delay_ns == ()
     assert log[:4] == ["call", "wait"] * 2  # the warm-up
     assert log[4:] == ["flush", "event", "call", "event"] * time.CUDA_BATCH + ["wait"]
+
+    monkeypatch.setattr(time, "_captured", lambda call: lambda: log.append("replay"))
+    log.clear()
+    graph = msgspec.structs.replace(budget, timer="graph")
+    timing = time.measure(lambda: log.append("call"), graph, torch.device("cuda"), never)
+    assert (timing.timer, timing.cache) == ("cuda_graph", "cold")
+    assert log[4:] == ["flush", "event", "replay", "event"] * time.CUDA_BATCH + ["wait"]
+    assert time.measure(lambda: None, graph, CPU, never).timer == "wall"

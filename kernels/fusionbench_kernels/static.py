@@ -167,6 +167,7 @@ def _source_and_target(launch: Launch, arch: str) -> tuple[Any, Any, dict[str, A
     attributes: dict[tuple[int], list[list[Any]]] = {}
     arguments = iter(launch.arguments)
     for index, parameter in enumerate(launch.kernel.params):
+        attributes[(index,)] = []  # as the launcher has it: what is compiled here is found by it in Triton's cache
         if parameter.name in constants:
             signature[parameter.name] = "constexpr"
             continue
@@ -174,6 +175,8 @@ def _source_and_target(launch: Launch, arch: str) -> tuple[Any, Any, dict[str, A
         signature[parameter.name], divisible = _type(value, not parameter.do_not_specialize)
         if signature[parameter.name] == "constexpr":
             constants[parameter.name] = value
+        elif signature[parameter.name] == "fp32":
+            del attributes[(index,)]
         elif divisible:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)

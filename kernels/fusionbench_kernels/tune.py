@@ -1,0 +1,611 @@
+"""Find better block sizes on the GPU at hand: ``python -m fusionbench_kernels.tune``.
+
+Each row of the table is a bucket. Its configuration and a few neighbours are compiled in parallel, checked against the
+reference, then timed in turns; a neighbour takes the row only where it is faster by more than the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import import_module, resources
+from multiprocessing import get_context
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import co_attention_reference, reference, table
+from .co_attention import Output, Side
+from .cross_attention import _combine, backward, forward
+from .descriptor import _with_workspace
+from .names import Variant
+from .runtime import Launch, Target, compiling_for, has_triton, target
+from .static import MULTIPROCESSORS, Profile, _without_interpreter, compiled
+from .table import Config
+
+MOST = 6  # candidates per bucket, the present one among them; a compilation takes 2 to 6 s
+GAIN = 0.03  # a winner is faster by at least this share, and its interval lies below that of the present one
+BATCH, HEADS = 2, 8
+LONG = {2: 4096, 4: 1024}  # tokens where a row sets no bound, by bytes of an element
+ERROR = {2: 5e-3, 4: 1e-4}  # relative L2 against the fp32 reference; rounding fp16 alone gives 3e-4
+SWITCHES = frozenset({"ONE_EXP"})  # 0 or 1, and worth trying the other way round
+QUEUED = 10  # samples that are queued before the host waits, so that its waiting is not in them
+
+# Their names in the package are those of the functions.
+co_attention = import_module(f"{__package__}.co_attention")
+concat_tokens = import_module(f"{__package__}.concat_tokens")
+
+Where = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One row of the table."""
+
+    arch: str
+    kernel: str
+    row: int
+    where: Where
+    config: Config
+
+    @property
+    def key(self) -> str:
+        bounds = ",".join(f"{name}={size}" for name, size in self.where.items())
+        return f"{self.kernel}/{self.arch}/{bounds or 'any'}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A call that launches a kernel, and what it must return."""
+
+    call: Callable[[], Sequence[Tensor]]
+    truth: Callable[[], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What became of one candidate: its samples, or why it has none."""
+
+    config: Config
+    samples_ns: tuple[float, ...] = ()
+    reason: str = ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 done, 1 a present configuration is wrong, 2 it cannot run here."""
+    options = _options(arguments)
+    arch = _device_arch()
+    if not options.dry_run and arch is None:
+        return _refuse("no CUDA device here (--dry-run lists the candidates and compiles them without one)")
+    if not has_triton():
+        return _refuse("Triton is not installed here")
+    wanted = options.arch or ([arch] if arch else list(table.architectures()))
+    for name in wanted:
+        if name not in table.architectures():
+            return _refuse(f"no table for '{name}' (has: {', '.join(table.architectures())})")
+        if not options.dry_run and name != arch:
+            return _refuse(f"'{name}' is not the device here, which is {arch}")
+    found = buckets(wanted, options.kernel, options.shapes)
+    if not found:
+        return _refuse("no row of the table is asked for")
+    with compiling(found) as profiles:
+        if options.dry_run:
+            return _list(found, profiles)
+        return _tune(found, profiles, options)
+
+
+def buckets(arches: Sequence[str], kernels: Sequence[str] = (), shapes: Sequence[str] = ()) -> list[Bucket]:
+    """The rows of these architectures; ``kernels`` keeps some by name, ``shapes`` ("head_dim=64") by their bounds."""
+    wanted = [(name, int(size)) for name, _, size in (shape.partition("=") for shape in shapes)]
+    return [
+        Bucket(arch, kernel, row, where, config)
+        for arch in arches
+        for kernel, rows in table.rows(arch).items()
+        if not kernels or kernel in kernels
+        for row, (where, config) in enumerate(rows)
+        if all(where.get(name) == size for name, size in wanted)
+    ]
+
+
+def candidates(bucket: Bucket) -> list[Config]:
+    """The present configuration, then its neighbours: one step in warps, stages or a block; MOST at most."""
+    now = bucket.config
+    edges = [name for name in now.blocks if name.startswith("BLOCK_")]  # the others are switches
+    first, last = edges[0], edges[-1]
+    warps = 8 if now.num_warps == 4 else 4
+    other = replace(now, num_warps=warps)
+    tried = [
+        *(replace(now, blocks={**now.blocks, name: 1 - now.blocks[name]}) for name in SWITCHES & now.blocks.keys()),
+        _scaled(other, first, 2 if warps == 8 else 0.5),  # a tile's rows and the warps that share them
+        replace(now, num_stages=now.num_stages + 1),
+        other,
+        _scaled(now, last, 2),
+        replace(now, num_stages=now.num_stages - 1),
+        _scaled(now, last, 0.5),
+        _scaled(now, first, 2),
+        _scaled(now, first, 0.5),
+    ]
+    found = [now]
+    for config in tried:
+        if config not in found and _sensible(config, bucket):
+            found.append(config)
+    return found[:MOST]
+
+
+def _scaled(config: Config, block: str, factor: float) -> Config:
+    return replace(config, blocks={**config.blocks, block: int(config.blocks[block] * factor)})
+
+
+def _sensible(config: Config, bucket: Bucket) -> bool:
+    # Tiles narrower than 64 have read outside of shared memory on sm_90 (triton #10486): only where one is now.
+    least = 64 if bucket.where.get("bytes") == 2 else 16
+    edges = [(size, bucket.config.blocks[name]) for name, size in config.blocks.items() if name.startswith("BLOCK_")]
+    return 1 <= config.num_stages <= 5 and all(min(least, now) <= size <= 256 for size, now in edges)
+
+
+# --- what each kernel is given -------------------------------------------------------------------------------------
+
+
+def _random(*shape: int, like: Where, device: str) -> Tensor:
+    kind = torch.float16 if like.get("bytes", 4) == 2 else torch.float32
+    return torch.randn(shape, device=device, dtype=torch.float32).to(kind)
+
+
+def _qkv(where: Where, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v at the row's upper bounds, in the widest type it allows; scores of deviation 3."""
+    long = LONG[where.get("bytes", 4)]
+    queries, keys, d = where.get("queries", long), where.get("keys", long), where.get("head_dim", 256)
+    q = 3 * _random(BATCH, HEADS, queries, d, like=where, device=device)
+    k, v = (_random(BATCH, HEADS, keys, d, like=where, device=device) for _ in range(2))
+    return q, k, v
+
+
+def _forward(variant: Variant) -> Callable[[Where, str], Work]:
+    def work(where: Where, device: str) -> Work:
+        q, k, v = _qkv(where, device)
+        rest = (None, None, None, q.shape[-1] ** -0.5)
+        return Work(lambda: forward(q, k, v, *rest, variant), lambda: reference.attention(q, k, v, *rest))
+
+    return work
+
+
+def _backward(where: Where, device: str) -> Work:
+    q, k, v = _qkv(where, device)
+    rest = (None, None, None, q.shape[-1] ** -0.5)
+    out, lse = reference.attention(q, k, v, *rest)
+    dout = torch.randn_like(out)
+    given = (q, k, v, out, lse, dout, None, *rest)
+    return Work(lambda: backward(*given)[:3], lambda: reference.attention_backward(*given)[:3])
+
+
+def _combined(where: Where, device: str) -> Work:
+    d, splits, queries = where.get("head_dim", 256), 8, 64
+    part = torch.randn(splits, BATCH, HEADS, queries, d, device=device)
+    part_lse = torch.randn(splits, BATCH, HEADS, queries, device=device)
+
+    def call() -> Sequence[Tensor]:
+        out, lse = torch.empty_like(part[0], dtype=torch.float16), torch.empty_like(part_lse[0])
+        _combine(part, part_lse, out, lse)
+        return out, lse
+
+    def truth() -> Sequence[Tensor]:
+        return (part_lse.softmax(0)[..., None] * part).sum(0), part_lse.logsumexp(0)
+
+    return Work(call, truth)
+
+
+def _co_sides(where: Where, device: str) -> tuple[Side, Side]:
+    short, d = where.get("short", LONG[where.get("bytes", 4)] // 4), where.get("head_dim", 128)
+    tokens = (short, short, LONG[where.get("bytes", 4)], LONG[where.get("bytes", 4)])
+    xs = [_random(BATCH, HEADS, length, d, like=where, device=device) for length in tokens]
+    return Side(3 * xs[0], xs[1], None), Side(xs[2], xs[3], None)
+
+
+def _co_forward(where: Where, device: str) -> Work:
+    text, image = _co_sides(where, device)
+    scale = text.x.shape[-1] ** -0.5
+    given = (text.x, image.x, text.v, image.v, None, None, scale)
+    return Work(
+        lambda: co_attention.forward(text, image, scale, "fused"), lambda: co_attention_reference.co_attention(*given)
+    )
+
+
+def _co_backward(where: Where, device: str) -> Work:
+    text, image = _co_sides(where, device)
+    scale = text.x.shape[-1] ** -0.5
+    given = (text.x, image.x, text.v, image.v, None, None)
+    out_text, lse_text, out_image, lse_image = co_attention_reference.co_attention(*given, scale)
+    of_text = Output(out_text, lse_text, torch.randn_like(out_text), None)
+    of_image = Output(out_image, lse_image, torch.randn_like(out_image), None)
+    results = (x for of in (of_text, of_image) for x in (of.out, of.lse))
+    gradients = (of_text.dout, None, of_image.dout, None)
+    both = (*given, *results, *gradients, scale)
+    return Work(
+        lambda: co_attention.backward(text, image, of_text, of_image, scale, "fused"),
+        lambda: co_attention_reference.co_attention_backward(*both),
+    )
+
+
+def _concatenated(where: Where, device: str) -> Work:
+    lengths = (LONG[2] // 8, LONG[2] // 32)
+    a, b = (_random(32, tokens, 768, like={"bytes": 2}, device=device) for tokens in lengths)
+    return Work(lambda: [concat_tokens.forward(a, b)], lambda: [torch.cat([a, b], dim=1)])
+
+
+# One line per kernel: (bounds of a row, device) -> Work. On device meta it is only compiled.
+WORK: dict[str, Callable[[Where, str], Work]] = {
+    "streaming_forward": _forward("streaming"),
+    "resident_forward": _forward("resident"),
+    "descriptor_forward": _forward("descriptor"),
+    "combine": _combined,
+    "co_forward": _co_forward,
+    "co_backward": _co_backward,
+    # More text than the one-pass backward holds, where a row of it would be found first.
+    "co_backward_side": lambda where, device: _co_backward(
+        {"short": 256 if where.get("head_dim", 0) <= 64 else 64, **where}, device
+    ),
+    "concat_tokens": _concatenated,
+    "backward_delta": lambda where, device: _backward({"bytes": 2, **where}, device),
+    "backward_keys": _backward,
+    "backward_queries": _backward,
+    "backward_keys_resident": _backward,
+    "backward_queries_resident": _backward,
+}
+
+
+def launched(
+    bucket: Bucket, config: Config, work: Work, on: Target, start: Callable[[Launch], None]
+) -> tuple[Launch, Sequence[Tensor]]:
+    """The launch of the bucket's kernel, among those that ``work`` makes and ``start`` gets, and what came out."""
+    found: list[Launch] = []
+
+    def record(launch: Launch) -> None:
+        start(launch)
+        found.append(launch)
+
+    with compiling_for(on, record), table.forced(**{bucket.kernel: config}):
+        result = work.call()
+    for launch in found:
+        if launch.kernel.__name__ == bucket.kernel:
+            return launch, result
+    raise LookupError(f"the work of '{bucket.kernel}' launches {[launch.kernel.__name__ for launch in found]} instead")
+
+
+# --- compiling -----------------------------------------------------------------------------------------------------
+
+
+Profiles = dict[tuple[str, int], "Future[Profile]"]  # by the bucket's key and the candidate's number
+
+
+@contextlib.contextmanager
+def compiling(found: Sequence[Bucket]) -> Iterator[Profiles]:
+    """Every candidate's profile, on its way; Triton's cache on disk then spares the device's process the compiling."""
+    with _without_interpreter():
+        pool = ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn"))
+        try:
+            yield {
+                (bucket.key, number): pool.submit(profiled, bucket, config)
+                for bucket in found
+                for number, config in enumerate(candidates(bucket))
+            }
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def profiled(bucket: Bucket, config: Config) -> Profile:
+    """What the compiler makes of a candidate, at the sizes at which it is timed; no GPU is needed."""
+    empty = Profile(bucket.kernel, bucket.arch, bucket.row, bucket.where, {"blocks": dict(config.blocks)})
+    try:
+        work = WORK[bucket.kernel](bucket.where, "meta")
+        on = Target(bucket.arch, MULTIPROCESSORS.get(bucket.arch, 100))
+        return compiled(launched(bucket, config, work, on, lambda launch: None)[0], bucket.arch, empty)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        return replace(empty, error=f"{type(error).__name__}: {lines[0] if lines else ''}"[:300])
+
+
+def objection(profile: Profile, present: Profile) -> str:
+    """Why a candidate is not even run, or nothing."""
+    if profile.error:
+        return profile.error
+    if not profile.fits:
+        return f"needs {profile.shared_bytes} bytes of shared memory"
+    if profile.spill_bytes > present.spill_bytes:
+        return f"spills {profile.spill_bytes} bytes a thread"
+    return ""
+
+
+def _list(found: Sequence[Bucket], profiles: Profiles) -> int:
+    for bucket in found:
+        _say(bucket.key)
+        if bucket.kernel not in WORK:
+            _say("    not tuned: no line in WORK")
+            continue
+        present = profiles[bucket.key, 0].result()
+        for number, config in enumerate(candidates(bucket)):
+            profile = profiles[bucket.key, number].result()
+            problem = objection(profile, present)
+            fit = f"{profile.registers} registers, {profile.shared_bytes} B shared, {profile.spill_bytes} B spilled"
+            _say(f"    {brief(config):34} {problem or fit}{'' if number else '  (present)'}")
+    return 0
+
+
+# --- timing --------------------------------------------------------------------------------------------------------
+
+
+def _tune(found: Sequence[Bucket], profiles: Profiles, options: argparse.Namespace) -> int:
+    deadline, wrong, left = monotonic() + options.seconds, 0, 0
+    winners: list[tuple[Bucket, Config]] = []
+    for number, bucket in enumerate(found):
+        if bucket.kernel not in WORK:
+            _say(f"{bucket.key}: not tuned, no line in WORK")
+            continue
+        remaining = deadline - monotonic()
+        try:
+            known = [profiles[bucket.key, i].result(max(0.0, remaining)) for i in range(len(candidates(bucket)))]
+        except TimeoutError:
+            left += 1
+            continue
+        seconds = min(options.bucket_seconds, max(0.0, deadline - monotonic()) / (len(found) - number))
+        results = compete(bucket, [objection(profile, known[0]) for profile in known], seconds)
+        best = winner([result.samples_ns for result in results])
+        wrong += not results[0].samples_ns
+        _say(_verdict(bucket, results, best))
+        _log(options.log, bucket, results, best)
+        if best:
+            winners.append((bucket, results[best].config))
+    if left:
+        _say(f"{left} buckets not measured: {options.seconds:g} s are over")
+    if options.write and winners:
+        write(options.write, rewritten(winners, _provenance()))
+        _say(f"{len(winners)} rows changed in {options.write}")
+    return 1 if wrong else 0
+
+
+def compete(bucket: Bucket, objections: Sequence[str], seconds: float) -> list[Timed]:
+    """Check each candidate that nothing speaks against, then time them in turns for ``seconds``."""
+    results = [Timed(config, reason=reason) for config, reason in zip(candidates(bucket), objections, strict=True)]
+    torch.manual_seed(0)
+    work, device = WORK[bucket.kernel](bucket.where, "cuda"), torch.device("cuda")
+    truth = [x.float() for x in work.truth()]
+    ready: dict[int, Callable[[], None]] = {}
+    for number, result in enumerate(results):
+        if result.reason:
+            continue
+        try:
+            launch, out = launched(bucket, result.config, work, target(device), start)
+            torch.cuda.synchronize()
+        except Exception as error:  # out of shared memory, illegal access: this candidate's loss
+            results[number] = replace(result, reason=f"{type(error).__name__}: {error}".splitlines()[0][:300])
+            continue
+        worst = max(deviation(x, y) for x, y in zip(out, truth, strict=True))
+        if not worst <= ERROR[min(x.element_size() for x in out)]:
+            results[number] = replace(result, reason=f"wrong: relative error {worst:.2g}")
+            continue
+        ready[number] = replay_of(launch)
+    taken = sample(list(ready.values()), seconds)
+    for number, samples in zip(ready, taken, strict=True):
+        results[number] = replace(results[number], samples_ns=tuple(samples))
+    return results
+
+
+def start(launch: Launch) -> None:
+    """Launch as ``runtime.launch`` does, with the workspace that descriptors ask for."""
+    options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
+    given = {**launch.config.blocks, **launch.constants, **options}
+    _with_workspace(lambda: launch.kernel[(launch.programs,)](*launch.arguments, **given))
+
+
+def deviation(x: Tensor, truth: Tensor) -> float:
+    """‖x − truth‖ / ‖truth‖; infinite where x is not finite and the truth is."""
+    error, size = (x.float() - truth).norm().item(), truth.norm().item()
+    return error / size if size and math.isfinite(error) else math.inf
+
+
+def replay_of(launch: Launch) -> Callable[[], None]:
+    """The replay of a CUDA graph of one launch: no launch overhead in the time."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        start(launch)
+    return graph.replay
+
+
+def sample(replays: Sequence[Callable[[], None]], seconds: float) -> list[list[float]]:
+    """Nanoseconds per replay over a flushed L2, QUEUED at a time in turns, so that all see the same clocks."""
+    taken: list[list[float]] = [[] for _ in replays]
+    size = 2 * torch.cuda.get_device_properties(0).L2_cache_size
+    cache = torch.empty(max(size, 32 << 20), dtype=torch.uint8, device="cuda")
+    end = monotonic() + seconds
+    while replays and (len(taken[0]) < 3 * QUEUED or (monotonic() < end and len(taken[0]) < 40 * QUEUED)):
+        for replay, samples in zip(replays, taken, strict=True):
+            events = [(_event(), _event()) for _ in range(QUEUED)]
+            for before, after in events:
+                cache.zero_()
+                before.record()
+                replay()
+                after.record()
+            torch.cuda.synchronize()
+            samples += [before.elapsed_time(after) * 1e6 for before, after in events]
+    return taken
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+# --- judging -------------------------------------------------------------------------------------------------------
+
+
+def winner(samples: Sequence[Sequence[float]]) -> int:
+    """The number of the candidate that takes the row; 0, the present one, unless another is faster beyond doubt.
+
+    Faster means: a median lower by GAIN or more, and the 95 % intervals of the two medians apart.
+    """
+    if not samples[0]:
+        return 0
+    now = interval(samples[0])
+    timed = [(interval(values), number) for number, values in enumerate(samples) if number and values]
+    for (middle, _, high), number in sorted(timed):
+        if middle <= (1 - GAIN) * now[0] and high < now[1]:
+            return number
+    return 0
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, low, high): the median and its distribution-free 95 % interval."""
+    ordered, n = sorted(values), len(values)
+    rank = max(0, math.floor(n / 2 - 0.98 * math.sqrt(n)))
+    middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    return middle, ordered[rank], ordered[n - 1 - rank]
+
+
+def brief(config: Config) -> str:
+    blocks = " ".join(f"{name.removeprefix('BLOCK_')}={size}" for name, size in config.blocks.items())
+    return f"{blocks} warps={config.num_warps} stages={config.num_stages}"
+
+
+def _verdict(bucket: Bucket, results: Sequence[Timed], best: int) -> str:
+    lines = [bucket.key]
+    for number, result in enumerate(results):
+        shown = result.reason
+        if result.samples_ns:
+            middle, low, high = (x / 1e3 for x in interval(result.samples_ns))
+            shown = f"{middle:9.2f} µs [{low:.2f}, {high:.2f}]"
+        lines.append(f"    {brief(result.config):34} {shown}{'  <- taken' if number == best and best else ''}")
+    return "\n".join(lines)
+
+
+def _log(path: Path | None, bucket: Bucket, results: Sequence[Timed], best: int) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for number, result in enumerate(results):
+            fact = {
+                "bucket": bucket.key, "candidate": number, "taken": number == best, "config": _row({}, result.config),
+                "samples_ns": [round(x) for x in result.samples_ns], "reason": result.reason,
+            }  # fmt: skip
+            file.write(json.dumps(fact) + "\n")
+
+
+# --- the file ------------------------------------------------------------------------------------------------------
+
+
+def shipped() -> dict[str, Any]:
+    """The table as it is in the package."""
+    text = resources.files(__package__).joinpath("configs.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def rewritten(winners: Sequence[tuple[Bucket, Config]], provenance: Mapping[str, str]) -> dict[str, Any]:
+    """The shipped table with the winners in their rows, and where they come from under "tuned"."""
+    tables = shipped()
+    for bucket, config in winners:
+        tables["tables"][bucket.arch][bucket.kernel][bucket.row] = _row(bucket.where, config)
+    origins = {**tables.get("tuned", {}), **{bucket.arch: dict(provenance) for bucket, _ in winners}}
+    return {"schema": tables["schema"], "tuned": origins, "tables": tables["tables"]}
+
+
+def _row(where: Where, config: Config) -> dict[str, Any]:
+    row: dict[str, Any] = {"where": dict(where), "blocks": dict(config.blocks)}
+    row |= {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    return row | {name: True for name in ("split_heads", "split_keys") if getattr(config, name)}
+
+
+def render(tables: Mapping[str, Any]) -> str:
+    """The table as its file holds it: one row per line, in the order given."""
+    parts = [f'"schema": {tables["schema"]}']
+    if tables.get("tuned"):
+        origins = [f"  {json.dumps(arch)}: {json.dumps(origin)}" for arch, origin in tables["tuned"].items()]
+        parts.append('"tuned": {\n' + ",\n".join(origins) + "\n}")
+    arches = []
+    for arch, kernels in tables["tables"].items():
+        blocks = [
+            f"    {json.dumps(kernel)}: [\n" + ",\n".join(f"      {json.dumps(row)}" for row in rows) + "\n    ]"
+            for kernel, rows in kernels.items()
+        ]
+        arches.append(f"  {json.dumps(arch)}: {{\n" + ",\n".join(blocks) + "\n  }")
+    parts.append('"tables": {\n' + ",\n".join(arches) + "\n}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def write(path: Path, tables: Mapping[str, Any]) -> None:
+    """Replace the file at once: a reader sees the old table or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+        file.write(render(tables))
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def _provenance() -> dict[str, str]:
+    import triton
+
+    return {
+        "device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
+        "commit": _commit(), "date": datetime.now(UTC).date().isoformat(),
+        "command": shlex.join(["python", "-m", "fusionbench_kernels.tune", *sys.argv[1:]]),
+    }  # fmt: skip
+
+
+def _commit() -> str:
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fusionbench_kernels.tune", description=__doc__)
+    parser.add_argument("--arch", action="append", default=[], help="sm_90, …; the device's by default")
+    parser.add_argument("--kernel", action="append", default=[], help="only this kernel; may be repeated")
+    parser.add_argument("--shapes", action="append", default=[], metavar="NAME=SIZE", help="only rows of this bound")
+    parser.add_argument("--seconds", type=float, default=600.0, help="stop after this long (default 600)")
+    parser.add_argument("--bucket-seconds", type=float, default=2.0, help="time one bucket for at most this long")
+    parser.add_argument("--dry-run", action="store_true", help="list the candidates and compile them; needs no GPU")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table with the winners here")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="append every candidate's samples here, as JSON lines")
+    options = parser.parse_args(arguments)
+    for shape in options.shapes:
+        if not shape.partition("=")[2].isdecimal():
+            parser.error(f"--shapes '{shape}' is not of the form NAME=SIZE")
+    return options
+
+
+def _device_arch() -> str | None:
+    return target(torch.device("cuda", 0)).arch if torch.cuda.device_count() else None
+
+
+def _refuse(reason: str) -> int:
+    sys.stderr.write(f"tune: {reason}\n")
+    return 2
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

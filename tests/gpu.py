@@ -1,0 +1,215 @@
+"""Everything that only a GPU can say, in one command under a time limit: ``make gpu``.
+
+Tests, the suite ``kernels`` backend by backend, the kernels' targets, the tuner. A step that fails or overruns does
+not stop the others; the exit code says that one did. Needs torch, triton, numpy, pytest, msgspec and psutil alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fusionbench.spec import Job
+
+ROOT = Path(__file__).parents[1]
+SUITE = "kernels"
+GRACE_S = 10.0  # from the polite signal to the other one
+INTERRUPTED = 130  # a measurement that reached its limit: what it has is saved, and counts
+PYTEST = ("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, how many seconds it may take, and whether reaching that limit is fine."""
+
+    name: str
+    seconds: float
+    arguments: tuple[str, ...]
+    may_stop: bool = False
+
+
+def steps(out: Path, seconds: float) -> list[Step]:
+    """The steps in order; their shares add up to ``seconds``."""
+    share = seconds / 540
+    parallel = ("-n", "12") if importlib.util.find_spec("xdist") else ()  # compiling is most of it, on one core each
+    others = ("tests/kernels", "-m", "not slow", "--ignore", "tests/kernels/test_gpu_only.py")
+    backends = {"triton": 40, "sdpa-cudnn": 28, "sdpa-flash": 25, "sdpa-efficient": 28, "sdpa": 20, "flex": 30}
+    measuring = [
+        Step(f"measure {name}", s * share, ("tests/gpu.py", "--measure", name, "--out", str(out)), may_stop=True)
+        for name, s in backends.items()
+    ]
+    events = ("tests/gpu.py", "--measure", "triton,sdpa-cudnn,sdpa-efficient", "--timer", "event", "--out", str(out))
+    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{52 * share:.0f}")
+    tuner += ("--write", str(out / "configs.json"), "--log", str(out / "tune.jsonl"))
+    compiling = ("tests/gpu.py", "--compile", "triton,flex", "--out", str(out))
+    return [
+        Step("tests for the GPU alone", 80 * share, (*PYTEST, *parallel, "tests/kernels/test_gpu_only.py")),
+        Step("tests of the kernels", 85 * share, (*PYTEST, *parallel, *others)),
+        Step(
+            "tests of the harness",
+            45 * share,
+            (*PYTEST, *parallel, "-m", "gpu", "tests/test_gpu.py", "tests/test_costs.py"),
+        ),
+        Step("compile what is measured", 60 * share, compiling, may_stop=True),
+        *measuring,
+        Step("measure launches too", 20 * share, events, may_stop=True),
+        Step("tune", 62 * share, tuner),
+        Step("targets", 10 * share, ("tests/perf/kernel_targets.py", str(out / "runs"))),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """All steps; 0 only if each did its work. With ``--measure`` or ``--compile`` one of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("results/h200"), help="where logs, runs and the table go")
+    parser.add_argument("--seconds", type=float, default=520.0, help="for everything (default 520)")
+    parser.add_argument("--bundle", type=Path, metavar="FILE.tar.gz", help="pack all of it into one file too")
+    parser.add_argument("--measure", metavar="BACKENDS", help="only measure the suite with these backends")
+    parser.add_argument("--compile", metavar="BACKENDS", help="only compile what measuring these would")
+    parser.add_argument("--timer", default="graph", choices=["event", "graph"])
+    options = parser.parse_args(arguments)
+    options.out = options.out.resolve()
+    if options.measure:
+        return measure(options.measure.split(","), options.timer, options.out / "runs")
+    if options.compile:
+        return compile_jobs(options.compile.split(","))
+    import torch
+
+    if torch.cuda.device_count() == 0:
+        sys.stderr.write("gpu: no CUDA device here; make test runs the kernels in Triton's interpreter\n")
+        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ.pop("TRITON_INTERPRET", None)
+    begun, codes = monotonic(), dict[str, int]()
+    for step in steps(options.out, options.seconds):
+        left = begun + options.seconds - monotonic()
+        codes[step.name] = perform(step, min(step.seconds * 1.2, left), options.out)
+    say("\n" + "\n".join(f"{'ok    ' if code == 0 else f'FAILED {code}'}  {name}" for name, code in codes.items()))
+    say(f"{monotonic() - begun:.0f} s; logs, runs, tune.jsonl and, where a row changed, configs.json: {options.out}")
+    if options.bundle:
+        with tarfile.open(options.bundle, "w:gz") as bundle:
+            bundle.add(options.out, arcname=options.out.name)
+        say(f"the same in one file: {options.bundle}")
+    return 1 if any(codes.values()) else 0
+
+
+def perform(step: Step, seconds: float, out: Path) -> int:
+    """Run a step with its output in a log, whose end is shown; returns 0 where it did its work."""
+    if seconds < 5:
+        say(f"--- {step.name}: not begun, the time is over")
+        return 0 if step.may_stop else 124
+    log, begun = out / f"{step.name.replace(' ', '-')}.log", monotonic()
+    say(f"--- {step.name} (at most {seconds:.0f} s)")
+    paths = [str(ROOT / "kernels"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *step.arguments], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        code = _within(process, seconds)
+    lines = log.read_text(errors="replace").splitlines()
+    say("\n".join(lines[-200 if step.name == "targets" else -6 :]))
+    say(f"    {monotonic() - begun:.0f} s, exit code {code}")
+    return 0 if step.may_stop and code in (INTERRUPTED, 124) else code
+
+
+def _within(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """The exit code, 124 if the time was not enough: then the process is asked to end, and its group ended."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return 124
+
+
+# --- measuring without the command line's libraries ----------------------------------------------------------------
+
+
+class Lines:
+    """A listener that prints a line per record."""
+
+    def started(self, job: object) -> None:
+        pass
+
+    def finished(self, record: object) -> None:
+        from fusionbench.record import Record
+        from fusionbench.stats import median
+
+        assert isinstance(record, Record)
+        time = record.time
+        shown = f"{median(sorted(time.samples_ns)) / time.loops / 1e6:.4f} ms" if time else record.reason
+        say(f"{record.status} {shown}  {record.job.key}  ({record.wall_s:.1f} s)")
+
+    def interrupted(self, signal_name: str) -> None:
+        say(f"{signal_name}: finishing the running sample")
+
+
+def measure(backends: Sequence[str], timer: str, results: Path) -> int:
+    """The suite with these backends, as a run in ``results``; 130 where SIGINT ended it early, 3 where a job failed."""
+    from fusionbench import launch, suite
+    from fusionbench.engines import local
+    from fusionbench.record import FAILED
+    from fusionbench.spec import replace_budget
+
+    chosen = suite.read(SUITE)
+    local.start_server()
+    prepared = launch.new(
+        chosen, results, budget=replace_budget(chosen.budget, timer=timer), only={"backends": backends}, fresh=True,
+        command=sys.argv, warn=say,
+    )  # fmt: skip
+    outcome = launch.execute(prepared, local.run, Lines())
+    say(f"{dict(outcome.statuses)} in {prepared.folder}")
+    if outcome.signal:
+        return 128 + outcome.signal
+    return 3 if any(outcome.statuses[status] for status in FAILED) else 0
+
+
+def compile_jobs(backends: Sequence[str], processes: int = 12) -> int:
+    """Run every job once, many at a time: Triton and Inductor then find their kernels in their caches on disk."""
+    from fusionbench import suite
+    from fusionbench.plan import Plan
+    from fusionbench.spec import Job
+
+    jobs = [item for item in Plan(suite.narrow(suite.read(SUITE), {"backends": backends})) if isinstance(item, Job)]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for job, outcome in zip(jobs, pool.map(compile_job, jobs), strict=True):
+            say(f"{outcome}  {job.key}")
+    return 0
+
+
+def compile_job(job: Job) -> str:
+    """The status of one quick measurement, with the reason where there is one."""
+    from fusionbench.spec import Budget
+    from fusionbench.worker import measure
+
+    record = measure(job, Budget(measure_s=0.001, warmup_s=0.0, min_samples=6, max_samples=6))
+    return f"{record.status} {record.reason}".strip()
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""`make gpu` where there is no GPU: its steps, its time, what it refuses, and that measuring needs no shown library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusionbench import backends, store, suite
+from tests import gpu
+from tests.perf import kernel_targets
+
+SAYS = "import sys; print('done'); sys.exit({code})"
+HANGS = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+
+
+def test_the_steps_fit_into_their_time_and_name_what_exists(tmp_path: Path) -> None:
+    steps = gpu.steps(tmp_path, 520)
+    assert sum(step.seconds for step in steps) <= 520 * 1.05
+    measured = [step.name.removeprefix("measure ") for step in steps if "--measure" in step.arguments]
+    assert set(measured[:-1]) == {name for sweep in suite.read("kernels").sweeps for name in sweep.backends}
+    assert set(measured[:-1]) <= set(backends.BACKENDS)
+    files = [Path(a) for step in steps for a in step.arguments if a.startswith("tests/")]
+    assert all((gpu.ROOT / file).exists() for file in files)
+
+
+def test_without_a_gpu_it_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.device_count():
+        pytest.skip("there is a CUDA device")
+    assert gpu.main(["--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("gpu: no CUDA device here")
+
+
+@pytest.mark.parametrize(
+    ("script", "may_stop", "code"),
+    [(SAYS.format(code=0), False, 0), (SAYS.format(code=3), False, 3), (SAYS.format(code=130), True, 0),
+     (HANGS, False, 124), (HANGS, True, 0)],
+    ids=["well", "failing", "interrupted", "hanging", "allowed to hang"],
+)  # fmt: skip
+def test_a_step_is_logged_and_ended_at_its_limit(
+    script: str, may_stop: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "GRACE_S", 0.2)
+    step = gpu.Step("a step", 6, ("-c", script), may_stop)
+    monkeypatch.setattr(gpu.subprocess.Popen, "wait", _sooner(subprocess.Popen.wait))
+    assert gpu.perform(step, 6, tmp_path) == code
+    assert (tmp_path / "a-step.log").exists()
+
+
+def _sooner(wait):  # type: ignore[no-untyped-def]
+    """Waiting that gives up after a second: a hanging step's limit need not be sat out."""
+    return lambda process, timeout=None: wait(process, None if timeout is None else min(timeout, 1.0))
+
+
+def test_a_step_that_has_no_time_left_is_told_as_failed(tmp_path: Path) -> None:
+    assert gpu.perform(gpu.Step("late", 6, ()), 1, tmp_path) == 124
+    assert gpu.perform(gpu.Step("late", 6, (), may_stop=True), 1, tmp_path) == 0
+
+
+def test_measuring_leaves_a_run_that_the_targets_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a process of its own, as in a step; without a GPU every job is a skip, and that is what the targets say."""
+    command = [sys.executable, "tests/gpu.py", "--measure", "sdpa-flash", "--timer", "event", "--out", str(tmp_path)]
+    environment = {"PYTHONPATH": f"{gpu.ROOT}:{gpu.ROOT / 'kernels'}", "PATH": "/usr/bin", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=gpu.ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (path,) = kernel_targets.run_folders(tmp_path / "runs")
+    run = store.read(path)
+    assert run.manifest
+    assert run.manifest.budget.timer == "event"
+    assert {record.status for record in run.records} == {"skipped"}
+    assert kernel_targets.main([str(tmp_path / "runs")]) == 5
+    assert "0 hit, 0 MISS" in capsys.readouterr().out

@@ -101,12 +101,20 @@ def _triton_int8(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
     return out
 
 
+def _sage(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    from sageattention import sageattn
+
+    out: Tensor = sageattn(q, k, v, tensor_layout="HND", is_causal=False)
+    return out
+
+
 _IMPLS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
     "eager": _eager,
     "sdpa": _sdpa,
     "flex": _flex,
     "triton": _triton,
     "triton_int8": _triton_int8,
+    "sage": _sage,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import sysconfig
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import FusionbenchError, UnknownNameError
-from .int8 import Int8Linear, TritonInt8Linear, quantize_linears
+from .int8 import TritonInt8Linear, quantize_linears
 from .registry import Strategy
 from .spec import Case
 
@@ -80,7 +81,8 @@ def refusal(strategy: Strategy, backend: Backend, case: Case) -> str | None:
     if shape.width % shape.heads:
         return f"width {shape.width} is not a multiple of {shape.heads} heads"
     reason = _dtype_refusal(backend, case) or backend.refuses(case) or strategy.refusal(case)
-    if reason is None and backend.int8 and strategy.costs(case, "eager").params == 0:
+    quantises_linears_alone = backend.int8 and backend.impl not in ("triton_int8", "sage")
+    if reason is None and quantises_linears_alone and strategy.costs(case, "eager").params == 0:
         return f"'{strategy.name}' has no weights to quantise"
     return reason
 
@@ -156,6 +158,18 @@ def _absorbed_refuses(case: Case) -> str | None:
     return _triton_refuses(case)
 
 
+def _sage_refuses(case: Case) -> str | None:
+    if case.device == "cpu":
+        return "sageattention has kernels for CUDA only"
+    if case.mode == "fwd_bwd" or case.padding:
+        return "sageattention has no backward pass" if case.mode == "fwd_bwd" else "sageattention takes no padding mask"
+    if case.shape.width // case.shape.heads > 128:
+        return f"sageattention takes head dims up to 128, not {case.shape.width // case.shape.heads}"
+    if importlib.util.find_spec("sageattention") is None:
+        return "needs the package sageattention, which is not installed here (pip install sageattention==1.0.6)"
+    return None
+
+
 def _triton_int8_refuses(case: Case) -> str | None:
     return _int8_refuses(case) or _triton_refuses(case)
 
@@ -165,9 +179,14 @@ def _compile(module: nn.Module) -> nn.Module:
     return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
 
-def _quantize(kind: type[nn.Module], module: nn.Module) -> nn.Module:
-    if quantize_linears(module, kind) == 0:
-        raise FusionbenchError("int8 found no Linear layer to quantise")
+def _quantize(module: nn.Module) -> nn.Module:
+    if quantize_linears(module) == 0:
+        raise FusionbenchError("backend 'int8' found no Linear layer to quantise")
+    return module
+
+
+def _quantize_for_triton(module: nn.Module) -> nn.Module:
+    quantize_linears(module, TritonInt8Linear)
     return module
 
 
@@ -189,14 +208,16 @@ _ALL = (
     Backend("compile", "sdpa", "the whole module under torch.compile, static shapes", _compile_refuses, _compile,
             transforms=True, compiles=True),
     Backend("int8", "sdpa", "W8A8 dynamic: every Linear over int8 products, attention as in sdpa", _int8_refuses,
-            functools.partial(_quantize, Int8Linear), transforms=True, int8=True),
+            _quantize, transforms=True, int8=True),
     Backend("triton", "triton", "hand-written Triton kernels", _triton_refuses),
     Backend("triton-projected", "triton_projected", "Triton: attention with its query and output projections inside",
             _triton_refuses),
     Backend("triton-absorbed", "triton_absorbed", "Triton: projections multiplied into keys and values, in every call",
             _absorbed_refuses),
     Backend("triton-int8", "triton_int8", "Triton: W8A8 as in int8, attention scores in int8, too",
-            _triton_int8_refuses, functools.partial(_quantize, TritonInt8Linear), transforms=True, int8=True),
+            _triton_int8_refuses, _quantize_for_triton, transforms=True, int8=True),
+    Backend("sage", "sage", "SageAttention's int8 scores, from the package sageattention (1.0.6) where it is installed",
+            _sage_refuses, int8=True),
 )  # fmt: skip
 
 BACKENDS = {backend.name: backend for backend in _ALL}

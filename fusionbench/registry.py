@@ -30,7 +30,7 @@ InputsFunction = Callable[[Case, torch.Generator], "Inputs"]
 
 STRATEGIES = "strategies"  # the folder below this package whose files register themselves
 MEASURING = ("attention", "blocks", "backends", "int8", "inputs", "subject", "verify", "worker", "cost", "stats")
-ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton", "triton_int8")
+ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton", "triton_int8", "sage")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ def refusal(backend: str, case: Case, strategy: str = "cross_attention") -> str 
 def test_the_backends_are_those_of_the_design() -> None:
     assert list(backends.BACKENDS) == [
         "eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flex", "compile", "int8", "triton",
+        "triton-projected", "triton-absorbed", "triton-int8", "sage",
     ]  # fmt: skip
     with pytest.raises(UnknownNameError, match="no backend named 'spda'; did you mean 'sdpa'"):
         backends.get("spda")
@@ -39,6 +40,24 @@ def test_the_backends_are_those_of_the_design() -> None:
         ("sdpa-efficient", Case(shape=SHAPE), "PyTorch has this attention kernel for CUDA only"),
         ("sdpa", Case(**CUDA, dtype="tf32"), None),
         ("int8", Case(**CUDA, dtype="int8"), None),
+        ("triton", Case(**CUDA, dtype="fp32", mode="fwd_bwd", padding=0.5), None),
+        ("triton-projected", Case(**CUDA, dtype="bf16", mode="fwd_bwd"), None),
+        ("triton-absorbed", Case(**CUDA, dtype="bf16"), None),
+        (
+            "triton-absorbed",
+            Case(**CUDA, dtype="bf16", mode="fwd_bwd"),
+            "absorbed attention is for inference: its products of weights have no gradients",
+        ),
+        ("triton-absorbed", Case(**CUDA), "absorbed attention has kernels for fp16 and bf16, not for fp32"),
+        ("triton-int8", Case(**CUDA, dtype="int8"), None),
+        ("triton-int8", Case(**CUDA, dtype="int8", mode="fwd_bwd"), "int8 products have no backward pass"),
+        ("triton-int8", Case(**CUDA), "backend 'triton-int8' computes in int8, not in fp32 (use dtype 'int8')"),
+        (
+            "sage",
+            Case(**CUDA, dtype="int8"),
+            "needs the package sageattention, which is not installed here (pip install sageattention==1.0.6)",
+        ),
+        ("sage", Case(**CUDA, dtype="int8", padding=0.5), "sageattention takes no padding mask"),
     ],
 )
 def test_refusals_follow_the_device_and_the_dtype(backend: str, case: Case, reason: str | None) -> None:
@@ -51,6 +70,28 @@ def test_a_transform_serves_strategies_without_attention_and_an_attention_backen
     assert backends.get("int8").impl_for(features) == "eager"
     assert backends.get("sdpa").impl_for(features) is None
     assert backends.get("compile").impl_for(registry.get("cross_attention")) == "sdpa"
+
+
+def test_triton_serves_every_strategy() -> None:
+    case = Case(**CUDA, dtype="bf16", projector="identity")
+    assert {n: backends.refusal(s, backends.get("triton"), case) for n, s in registry.strategies().items()
+            if s.refusal(case) is None} == dict.fromkeys(
+        [n for n, s in registry.strategies().items() if s.refusal(case) is None])  # fmt: skip
+
+
+def test_a_strategy_without_the_impl_is_refused_with_those_it_has() -> None:
+    wanted = "backend 'triton-projected' skips 'concat': it has no 'triton_projected' impl (has: eager, triton)"
+    assert refusal("triton-projected", Case(**CUDA, dtype="bf16"), "concat") == wanted
+
+
+def test_a_record_counts_as_done_until_the_kernels_it_ran_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = registry.get("cross_attention")
+    names = ("sdpa", "triton")
+    before = [backends.source(strategy, backends.get(name)) for name in names]
+    monkeypatch.setattr(backends, "kernels_source", lambda: "other")
+    after = [backends.source(strategy, backends.get(name)) for name in names]
+    assert before[0] == after[0] == strategy.source
+    assert before[1] != after[1]
 
 
 def test_without_a_compiler_compiled_backends_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

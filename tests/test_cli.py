@@ -85,7 +85,7 @@ def test_a_run_is_measured_shown_exported_and_reported(fusionbench, tmp_path: Pa
     code, out, err = fusionbench("run", "tiny.toml", "--report")
     assert code == 0
     assert "8 to measure on cpu" in err
-    assert "4: kernel not available here" in err
+    assert "4: Triton kernels need a GPU" in err
     assert "[8/8]" in err
     run = next((tmp_path / "results" / "runs").iterdir())
     assert out.rstrip().endswith(f"report: results/runs/{run.name}/report.html")
@@ -94,7 +94,7 @@ def test_a_run_is_measured_shown_exported_and_reported(fusionbench, tmp_path: Pa
     code, out, _ = fusionbench("show")
     assert code == 0
     assert "cross_attention" in out
-    assert "kernel not available here" in out
+    assert "Triton kernels need a GPU" in out
 
     code, out, _ = fusionbench("show", str(run), "--csv", "t.csv", "--json", "t.json", "--parquet", "t.parquet")
     assert (code, out.split()) == (0, ["t.csv", "t.json", "t.parquet"])
@@ -171,7 +171,7 @@ def test_what_there_is_can_be_listed_for_people_and_scripts(fusionbench, what: s
 def test_a_plan_names_every_job_and_every_skip(fusionbench) -> None:  # type: ignore[no-untyped-def]
     _, out, _ = fusionbench("plan", "tiny.toml")
     assert out.startswith("Tiny: 8 jobs, 4 skipped")
-    assert "4 skipped: kernel not available here" in out
+    assert "4 skipped: Triton kernels need a GPU" in out
     _, out, _ = fusionbench("plan", "tiny.toml", "--json")
     plan = json.loads(out)
     assert (plan["cases"], len(plan["jobs"]), len(plan["skips"])) == (12, 8, 4)

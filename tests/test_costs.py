@@ -193,7 +193,9 @@ ATTENDS = {
 class Traffic(TorchDispatchMode):
     """Elements that matrix products, attention, softmax over scores, cat and look-ups read and write."""
 
-    MOVERS = frozenset({"mm", "addmm", "bmm", "convolution", "cat", "concat_tokens_forward", "embedding"})
+    MOVERS = frozenset(
+        {"mm", "addmm", "bmm", "convolution", "cat", "concat_tokens_forward", "concat_linear", "embedding"}
+    )
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -27,10 +27,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"fusionbench"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"fusionbench", "fusionbench_kernels"}
     assert "fusionbench/suites/smoke.toml" in names
     assert "fusionbench/report/page.html" in names
-    assert "fusionbench/py.typed" in names
+    assert {"fusionbench/py.typed", "fusionbench_kernels/py.typed", "fusionbench_kernels/configs.json"} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
 
 

@@ -100,7 +100,8 @@ def test_compiled_backends_are_measured_with_their_compile_time() -> None:
 
 def test_a_job_that_makes_no_sense_comes_back_as_a_skip() -> None:
     record = measure(job("cross_attention", "triton"), BUDGET)
-    assert (record.status, record.reason) == ("skipped", "kernel not available here")
+    assert record.status == "skipped"
+    assert record.reason.startswith("Triton kernels need a GPU")
 
 
 def test_the_same_seed_gives_the_same_errors() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from fusionbench_kernels.runtime import watching
+
 from ..record import Memory
 
 # Names that say which code computed attention or int8 products; the rest of the trace is for `profile`.
@@ -36,8 +38,9 @@ def measure(call: Callable[[], object], device: torch.device, resting_bytes: int
 
 
 def trace(call: Callable[[], object]) -> tuple[int, tuple[str, ...]]:
-    """(peak bytes on the CPU, telling op names) of one call under torch.profiler."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as session:
+    """(peak bytes on the CPU, names of telling ops and of our Triton kernels) of one call under torch.profiler."""
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities, profile_memory=True, acc_events=False) as session, watching() as launched:
         call()
     # The public events() folds the allocations into the ops and loses their order; the raw list keeps it.
     events = session.profiler.kineto_results.events()
@@ -47,4 +50,4 @@ def trace(call: Callable[[], object]) -> tuple[int, tuple[str, ...]]:
             total += event.nbytes()
             peak = max(peak, total)
     names = {match.group(0) for e in events if (match := _TELLING.search(e.name()))}
-    return peak, tuple(sorted(names))
+    return peak, tuple(sorted(names | launched))

@@ -15,8 +15,7 @@ from ..cost import Cost, attention
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, Inputs, strategy
 from ..spec import Case
-from .co_attention_shared import _fused as fused_attention
-from .co_attention_shared import affinity_cost, shared_attention
+from .co_attention_shared import affinity_cost, fused_attention, shared_attention
 
 Direction = Literal["text_to_image", "image_to_text"]
 

@@ -85,7 +85,7 @@ class CoAttentionShared(nn.Module):
         i, t = self.image_norm(image), self.text_norm(text)
         q, k = split_heads(self.text_query(t), self.heads), split_heads(self.image_key(i), self.heads)
         v_text, v_image = split_heads(self.text_value(t), self.heads), split_heads(self.image_value(i), self.heads)
-        read = {"eager": shared_attention, "triton": _fused}.get(self.impl, self._two_calls)
+        read = {"eager": shared_attention, "triton": fused_attention}.get(self.impl, self._two_calls)
         for_text, for_image = read(q, k, v_text, v_image, text_mask, image_mask)
         text = self.text_ffn(text + self.text_out(merge_heads(for_text)))
         return text, self.image_ffn(image + self.image_out(merge_heads(for_image)))
@@ -96,9 +96,10 @@ class CoAttentionShared(nn.Module):
         return attend(q, k, v_image, self.impl, image_mask), attend(k, q, v_text, self.impl, text_mask)
 
 
-def _fused(
+def fused_attention(
     q: Tensor, k: Tensor, v_text: Tensor, v_image: Tensor, text_mask: Mask, image_mask: Mask
 ) -> tuple[Tensor, Tensor]:
+    """As ``shared_attention``, by the kernel that makes S once."""
     from fusionbench_kernels import co_attention
 
     text, image = co_attention(q, k, v_text, v_image, text_mask=text_mask, image_mask=image_mask)[:2]

@@ -13,7 +13,7 @@ from ..spec import Case
 
 def cost(case: Case, impl: str) -> Cost:
     s, features = case.shape, sum(projected_widths(case))
-    before = projectors_cost(case) + copy(s.batch * features)
+    before = projectors_cost(case) + (Cost() if impl == "triton" else copy(s.batch * features))
     if not s.ffn:
         return before + linear(s.batch, features, s.width)
     hidden = s.ffn * s.width
@@ -21,25 +21,24 @@ def cost(case: Case, impl: str) -> Cost:
     return before + linear(s.batch, features, hidden) + gelu + linear(s.batch, hidden, s.width)
 
 
-@strategy("concat_features", impls=("eager",), cost=cost)
+@strategy("concat_features", impls=("eager", "triton"), cost=cost)
 class ConcatFeatures(nn.Module):
     """Pool each modality, concatenate the two vectors, and mix them with an MLP: MLP([pool(image); pool(text)]).
 
     Returns [B, width]. The MLP's hidden layer has ``ffn`` x width units; ``ffn`` 0 leaves one Linear. Both
     widths may differ. A missing modality counts as the zero vector, which is what pooling no tokens gives.
+    ``triton`` multiplies both vectors by their halves of the first weight and never writes the concatenation.
     """
 
     def __init__(self, case: Case, impl: str) -> None:
         super().__init__()
         s = case.shape
+        self.impl = impl
         self.project = Projectors(case)
         self.widths = projected_widths(case)
         features, hidden = sum(self.widths), s.ffn * s.width
-        self.mlp = (
-            nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, s.width))
-            if s.ffn
-            else nn.Linear(features, s.width)
-        )
+        self.first = nn.Linear(features, hidden or s.width)
+        self.rest = nn.Sequential(nn.GELU(), nn.Linear(hidden, s.width)) if s.ffn else nn.Identity()
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None
@@ -49,5 +48,13 @@ class ConcatFeatures(nn.Module):
         image, text = self.project(image, text)
         image = None if image is None else pool(image, image_mask)
         text = None if text is None else pool(text, text_mask)
-        fused: Tensor = self.mlp(join_features(image, text, self.widths))
+        fused: Tensor = self.rest(self._mix(image, text))
         return fused
+
+    def _mix(self, image: Tensor | None, text: Tensor | None) -> Tensor:
+        if image is None or text is None or self.impl == "eager":
+            mixed: Tensor = self.first(join_features(image, text, self.widths))
+            return mixed
+        from fusionbench_kernels import concat_linear
+
+        return concat_linear(image, text, self.first.weight, self.first.bias)

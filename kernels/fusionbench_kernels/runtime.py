@@ -109,6 +109,20 @@ def recording() -> bool:
     return _recorder.get() is not None
 
 
+_watching: list[set[str]] = []  # not a ContextVar: backward passes on CUDA run in a thread of their own
+
+
+@contextmanager
+def watching() -> Iterator[set[str]]:
+    """The names of the kernels that are launched in this block, by any thread."""
+    names: set[str] = set()
+    _watching.append(names)
+    try:
+        yield names
+    finally:
+        _watching[:] = [others for others in _watching if others is not names]
+
+
 def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **constants: Any) -> None:
     """Start ``programs`` programs of a kernel in one dimension, on the device of its first tensor.
 
@@ -120,6 +134,8 @@ def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **consta
     if record is not None:
         record(Launch(kernel, programs, arguments, constants, config))
         return
+    for names in _watching:
+        names.add(kernel.__name__)
     device = next(x.device for x in arguments if isinstance(x, Tensor))
     # Entering torch.cuda.device costs microseconds, so only where the current device is another one.
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()

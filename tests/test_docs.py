@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from fusionbench.cli import app, main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"^ {4}(?:\.venv/bin/)?fusionbench (.*?)(?: {2,}#.*)?$", README, re.MULTILINE)))
-SNIPPET = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPET = re.search(r"```python\n(# gated\.py\n.*?)```", README, re.DOTALL)
+KERNELS = re.search(r"```python\n(import torch\nfrom fusionbench_kernels.*?)```", README, re.DOTALL)
 ADAPTER = re.search(r'( {4}title = "Our adapter".*?)\n\n {4}fusionbench', README, re.DOTALL)
 
 
@@ -36,6 +38,21 @@ def test_every_verb_is_in_the_readme(verb: str) -> None:
 
 def test_every_suite_is_in_the_readme() -> None:
     assert set(re.findall(r"\| `(\w+)` \|$", README, re.MULTILINE)) >= set(suite.shipped())
+
+
+def test_the_readmes_use_of_the_kernels_runs() -> None:
+    assert KERNELS
+    done = subprocess.run([sys.executable, "-c", KERNELS[1]], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Choice(variant=")
+
+
+def test_the_readme_names_every_function_of_the_kernels() -> None:
+    import fusionbench_kernels
+
+    public = {name for name in fusionbench_kernels.__all__ if name.islower()}
+    helpers = {"absorption_pays", "attention_weights", "choice", "co_attention_choice", "projected_choice"}
+    assert [name for name in sorted(public - helpers) if f"`{name}`" not in README] == []
 
 
 def test_the_readmes_commands_run_in_the_readmes_order(

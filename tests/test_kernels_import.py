@@ -61,7 +61,7 @@ print(float((out - wanted).abs().max()) < 1e-6, tuple(q.grad.shape), fusionbench
 
 
 def test_the_package_works_where_triton_cannot_be_imported() -> None:
-    assert python(BLOCKED) == "True (1, 2, 3, 16) resident"
+    assert python(BLOCKED) == "True (1, 2, 3, 16) pytorch"
 
 
 LAZY = """

@@ -16,7 +16,7 @@ from .cross_attention import _bytes, _combine, _delta, _strides, shared_out
 from .cross_attention import backward as attention_backward
 from .cross_attention import forward as attention_forward
 from .dispatch import MAX_HEAD_DIM
-from .runtime import Target, cdiv, launch, power_of_two, precision, target, uses_triton
+from .runtime import Target, cdiv, launch, power_of_two, precision, target, uses_triton, without_kernel
 from .table import Config, find, require
 
 CoVariant = Literal["auto", "fused", "two_calls"]
@@ -86,7 +86,7 @@ def _check(
 class CoChoice:
     """The kernel of a call, its block sizes (None for two attention calls), and why."""
 
-    variant: CoVariant
+    variant: Literal["fused", "two_calls", "pytorch"]
     config: Config | None
     reason: str
 
@@ -102,6 +102,8 @@ def co_attention_choice(x_text: Tensor, x_image: Tensor, *, variant: CoVariant =
        memory, and on an H200 reach 450 TFLOP/s to be even with two calls at the 600 TFLOP/s of the best libraries
        (6/8 of the products), more than Triton's kernels of this kind do.
     """
+    if not uses_triton(x_text, x_image):
+        return CoChoice("pytorch", None, without_kernel(x_text))
     return choose(
         x_text.shape[2], x_image.shape[2], x_text.shape[3], x_text.element_size(), target(x_text.device), variant
     )

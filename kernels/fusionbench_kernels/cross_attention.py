@@ -12,8 +12,8 @@ from torch.utils.flop_counter import register_flop_formula
 from . import checks, descriptor, dispatch, reference
 from .dispatch import MAX_HEAD_DIM, Choice, Sizes, head_tiles, key_tiles, padded_edge
 from .names import Variant
-from .runtime import cdiv, launch, of_eights, power_of_two, precision, target, uses_triton
-from .table import find, require
+from .runtime import cdiv, launch, of_eights, power_of_two, precision, target, uses_triton, without_kernel
+from .table import Config, find, require
 
 
 def cross_attention(
@@ -66,7 +66,12 @@ def choice(
     variant: Variant = "auto",
     splits: int = 0,
 ) -> Choice:
-    """Which kernel ``cross_attention`` runs for these arguments on their device, and why; v is taken to be as k."""
+    """Which kernel ``cross_attention`` runs for these arguments on their device, and why; v is taken to be as k.
+
+    "pytorch" where none does: on a CPU, and in float64.
+    """
+    if not uses_triton(q, k):
+        return Choice("pytorch", Config({}, 0, 0), reason=without_kernel(q))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return _choose(q, k, k if v is None else v, key_padding_mask, bias, scale, variant, splits)
 

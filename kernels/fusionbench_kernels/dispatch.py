@@ -22,7 +22,7 @@ from typing import get_args
 
 import torch
 
-from .names import Variant
+from .names import Ran, Variant
 from .runtime import Target, cdiv, power_of_two, precision
 from .table import Config, find, require
 
@@ -32,9 +32,9 @@ RESIDENT_KEYS = 256
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel of a call: its variant, how many programs share a row's keys, and the block sizes."""
+    """The kernel of a call: its variant, the block sizes, how many programs share a row's keys, and why."""
 
-    variant: Variant
+    variant: Ran
     config: Config
     splits: int = 1
     packed: bool = False

@@ -31,7 +31,7 @@ from .cross_attention import attention_backward, attention_forward
 from .cross_attention import forward as attention_launch
 from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS
 from .projected_reference import merge_heads, split_heads
-from .runtime import cdiv, launch, near, of_eights, power_of_two, precision, target, uses_triton
+from .runtime import cdiv, launch, near, of_eights, power_of_two, precision, target, uses_triton, without_kernel
 from .table import Config, find
 
 ProjectedVariant = Literal["auto", "one_kernel", "heads", "separate"]
@@ -41,7 +41,7 @@ ProjectedVariant = Literal["auto", "one_kernel", "heads", "separate"]
 class ProjectedChoice:
     """The kernel of a call and why; ``config`` is None where PyTorch's matmul and ``cross_attention`` do the work."""
 
-    variant: ProjectedVariant
+    variant: Literal["one_kernel", "heads", "separate", "pytorch"]
     config: Config | None
     reason: str
 
@@ -81,6 +81,8 @@ def projected_choice(
     x: Tensor, k: Tensor, out_weight: Tensor, *, variant: ProjectedVariant = "auto"
 ) -> ProjectedChoice:
     """Which kernels ``projected_cross_attention`` runs for these tensors on their device, and why."""
+    if not uses_triton(x, k):
+        return ProjectedChoice("pytorch", None, without_kernel(x))
     where, (batch, queries, _), keys = target(x.device), x.shape, k.shape[2]
     sizes = {"head_dim": k.shape[3], "bytes": x.element_size(), "keys": keys, "outputs": out_weight.shape[0]}
     if keys <= RESIDENT_KEYS and variant in ("auto", "one_kernel"):

@@ -44,6 +44,12 @@ def uses_triton(*tensors: Tensor) -> bool:
     return wanted and has_triton()
 
 
+def without_kernel(x: Tensor) -> str:
+    """Why a call on x launches no kernel."""
+    why = "float64 has no kernel" if x.dtype == torch.float64 else "Triton's kernels need a GPU"
+    return f"{why}: plain PyTorch computes the same"
+
+
 # --- what the device is --------------------------------------------------------------------------------------------
 
 

@@ -368,7 +368,11 @@ def backward(
 def _two_backwards(text: Side, image: Side, of_text: Output, of_image: Output, scale: float) -> Four:
     dx_text, dx_image, dv_image = _as_attention(text, of_text, image, scale)
     dx_image2, dx_text2, dv_text = _as_attention(image, of_image, text, scale)
-    return dx_text + dx_text2, dx_image + dx_image2, dv_text, dv_image
+    # Into tensors laid out as x, as the fake operator promises: a sum takes the layout of what a mask was applied to.
+    sums = torch.empty_like(text.x), torch.empty_like(image.x)
+    torch.add(dx_text, dx_text2, out=sums[0])
+    torch.add(dx_image, dx_image2, out=sums[1])
+    return *sums, dv_text, dv_image
 
 
 def _as_attention(queries: Side, of: Output, keys: Side, scale: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -52,8 +52,8 @@ def project_into(
     if not 0 <= offset <= out.shape[1] - x.shape[1]:
         raise ValueError(f"offset {offset} is not possible; {x.shape[1]} tokens must end within out's {out.shape[1]}")
     _check_projection("", x, weight, bias, norm, out=out)
-    tensors = {"out": out, "x": x, "weight": weight}
-    asking = [name for name, y in tensors.items() if y.requires_grad]
+    tensors = {"out": out, "x": x, "weight": weight, "bias": bias, "gamma": norm and norm[0], "beta": norm and norm[1]}
+    asking = [name for name, y in tensors.items() if y is not None and y.requires_grad]
     if asking and torch.is_grad_enabled():
         raise RuntimeError(f"{asking[0]} requires a gradient; project_into has none (use concat_projected)")
     gamma, beta, eps = norm or (None, None, 0.0)

@@ -277,6 +277,9 @@ def attend_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The launch of the attention kernel; where queries are few, the keys are split over programs and merged."""
     batch, heads, queries, head_dim = q.shape
+    # A slice of a QuantizedKV is strided, and the kernel reads all but q and 16-bit values densely.
+    keys, key_scale, mean = keys.contiguous(), key_scale.contiguous(), None if mean is None else mean.contiguous()
+    v, v_scale = (v, None) if v_scale is None else (v.contiguous(), v_scale.contiguous())
     count, here = keys.shape[2], target(q.device)
     config = require("int8_forward", here.arch, head_dim=head_dim, bytes=v.element_size(), grain=grain, queries=queries)
     tiles, key_tiles = cdiv(queries, config.blocks["BLOCK_Q"]), cdiv(count, config.blocks["BLOCK_K"])

@@ -31,7 +31,7 @@ from .cross_attention import attention_backward, attention_forward
 from .cross_attention import forward as attention_launch
 from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS
 from .projected_reference import merge_heads, split_heads
-from .runtime import cdiv, launch, near, of_eights, power_of_two, precision, target, uses_triton, without_kernel
+from .runtime import cdiv, launch, near, of_eights, power_of_two, precision, settled, target, uses_triton, without_kernel
 from .table import Config, find
 
 ProjectedVariant = Literal["auto", "one_kernel", "heads", "separate"]
@@ -143,10 +143,11 @@ def projected_forward(
     scale: float,
     variant: str,
 ) -> Tensor:
-    if uses_triton(x, k, v):
-        return forward(x, k, v, mask, q_weight, q_bias, out_weight, out_bias, scale, variant)  # type: ignore[arg-type]
-    found = projected_reference.projected(x, k, v, mask, q_weight, q_bias, out_weight, out_bias, scale)
-    return _empty(x, out_weight).copy_(found)
+    given = (x, k, v, mask, q_weight, q_bias, out_weight, out_bias, scale)
+    with settled(x.device):
+        if uses_triton(x, k, v):
+            return forward(*given, variant)  # type: ignore[arg-type]
+        return _empty(x, out_weight).copy_(projected_reference.projected(*given))
 
 
 @projected_forward.register_fake
@@ -165,6 +166,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    with settled(dout.device):
+        return _gradients(ctx, dout)
+
+
+def _gradients(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     x, k, v, mask, q_weight, q_bias, out_weight = ctx.saved_tensors
     need = ctx.needs_input_grad
     q = split_heads(F.linear(x, q_weight, q_bias), k.shape[1])

@@ -11,7 +11,8 @@ from . import reference
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, L, H·d] -> [B, H, L, d]"""
-    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+    # Not view(…, -1): that size is ambiguous where a batch or a length is 0.
+    return x.view(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -156,6 +156,13 @@ def precision(dtype: torch.dtype) -> str:
     # Not allow_tf32: torch raises where a user has set the precision through the newer of its two settings.
     tf32 = torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tf32 and dtype == torch.float32 else "ieee"
+
+
+def settled(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast in this block: inside an operator it would change types that its kernels and its caller settled."""
+    kind = device.type
+    on = kind in ("cuda", "cpu") and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 def near(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusionbench_kernels import co_attention, co_attention_choice, cross_attention, table
-from fusionbench_kernels.runtime import Target
+from fusionbench_kernels.runtime import Target, compiling_for
 from fusionbench_kernels.table import Config
 
 module = sys.modules["fusionbench_kernels.co_attention"]  # the package's attribute of this name is the function
@@ -312,6 +312,24 @@ def test_it_is_an_operator(dtype: torch.dtype) -> None:
     operator = torch.ops.fusionbench_kernels.co_attention_forward.default
     torch.library.opcheck(operator, (*tensors, c.text_mask, c.image_mask, 0.25, "auto"))
     torch.library.opcheck(operator, (*tensors, None, None, 0.25, "two_calls"))
+
+
+@pytest.mark.parametrize("variant", ["fused", "two_calls"])
+def test_gradients_lie_where_the_fake_operator_says(variant: str) -> None:
+    def heads_split(tokens: int) -> Tensor:
+        return torch.empty(2, tokens, 3, 16, dtype=torch.float16, device="meta").transpose(1, 2)
+
+    def rows(tokens: int) -> Tensor:
+        return torch.empty(2, 3, tokens, device="meta")
+
+    text, image = heads_split(5), heads_split(40)
+    masks = (torch.empty(2, tokens, dtype=torch.bool, device="meta") for tokens in (5, 40))
+    sides = module.Side(text, text, next(masks)), module.Side(image, image, next(masks))
+    outputs = module.Output(text, rows(5), text, rows(5)), module.Output(image, rows(40), image, rows(40))
+    with compiling_for(Target("sm_90", 132), lambda launch: None):
+        found = module.backward(*sides, *outputs, 0.25, variant)
+    for got, like in zip(found, (text, image, text, image), strict=True):
+        assert got.stride() == torch.empty_like(like).stride()  # what torch.compile's code takes for granted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -167,6 +167,13 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         project_into(out, a, weight[:, :4], None, 0, (torch.ones(5), torch.ones(4), EPS))
     with pytest.raises(RuntimeError, match=r"x requires a gradient; project_into has none \(use concat_projected\)"):
         project_into(out, a.requires_grad_(), weight[:, :4], None, 0)
+    for name, bias, norm in (
+        ("bias", torch.ones(6, requires_grad=True), None),
+        ("gamma", None, (torch.ones(4, requires_grad=True), torch.ones(4), EPS)),
+        ("beta", None, (torch.ones(4), torch.ones(4, requires_grad=True), EPS)),
+    ):
+        with pytest.raises(RuntimeError, match=f"{name} requires a gradient"):
+            project_into(out, a.detach(), weight[:, :4], bias, 0, norm)
     with pytest.raises(ValueError, match=r"weight_b has shape \[5, 5\]; it must be \[6, any\]"):
         concat_projected(a, b, weight[:, :4], weight[:5, 4:])
 

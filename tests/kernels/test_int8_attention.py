@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -408,3 +409,14 @@ def test_flops_are_those_of_attention(device):
     with FlopCounterMode(display=False) as counter:
         int8_attention(q, k, v)
     assert counter.get_total_flops() == 4 * q.numel() * 5
+
+
+def test_a_cache_may_be_sliced(device: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, tokens, 24, generator=random).to(device) for tokens in (5, 40, 40))
+    cache = quantize_kv(k, v)
+    cut = replace(
+        cache, keys=cache.keys[:, :, :19], key_scale=cache.key_scale[:, :, :19], values=cache.values[:, :, :19]
+    )
+    dense = replace(cut, keys=cut.keys.contiguous(), key_scale=cut.key_scale.contiguous())
+    assert torch.equal(int8_attention(q, cut), int8_attention(q, dense))

@@ -151,6 +151,31 @@ def test_biases_may_be_missing(device: str) -> None:
         assert torch.allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("batch", "queries"), [(2, 0), (0, 5)])
+@pytest.mark.parametrize("variant", ["separate", "heads", "one_kernel"])
+def test_no_samples_or_no_queries_give_an_empty_result(variant: str, batch: int, queries: int, device: str) -> None:
+    x, k, v, *weights = made((queries, 7, 40, 24, 2, 16, False), torch.float32, device, batch)
+    leaves = [y.requires_grad_() for y in (x, k, v, *weights)]
+    out = projected_cross_attention(*leaves, heads=2, variant=variant)  # type: ignore[arg-type]
+    assert out.shape == (batch, queries, 24)
+    gradients = torch.autograd.grad(out.sum(), leaves)
+    assert all(g.shape == y.shape and not g.any() for g, y in zip(gradients, leaves, strict=True))
+
+
+@pytest.mark.parametrize("variant", ["separate", "heads"])
+def test_autocast_does_not_reach_inside(variant: str, device: str) -> None:
+    leaves = [y.requires_grad_() for y in made((7, 7, 40, 24, 2, 16, False), torch.float32, device)]
+
+    def values() -> list[Tensor]:
+        out = projected_cross_attention(*leaves, heads=2, variant=variant)  # type: ignore[arg-type]
+        return [out, *torch.autograd.grad(out.sum(), leaves)]
+
+    want = values()
+    with torch.autocast(device, torch.float16):
+        found = values()
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
 def test_fp64_passes_gradcheck_in_plain_torch() -> None:
     inputs = [y.double().requires_grad_() for y in made((3, 5, 6, 7, 2, 8), torch.float64, "cpu")]
     mask = padding(5, "cpu")

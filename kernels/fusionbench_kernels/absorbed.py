@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, projected_reference
 from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS
-from .runtime import cdiv, launch, near, power_of_two, precision, target, uses_triton
+from .runtime import autocast, cdiv, launch, near, operator, power_of_two, precision, settled, target, uses_triton
 from .table import find
 
 
@@ -58,6 +58,7 @@ def absorb(
     In plain PyTorch, products in float32 and rounded once to the inputs' type. Lk at most 256. Masked keys may hold
     NaN. Raises ValueError that names the argument, RuntimeError where a gradient would be needed.
     """
+    k, v, q_weight, q_bias, out_weight = autocast(k, v, q_weight, q_bias, out_weight)
     checks.shaped("k", k, None, None, None, None)
     batch, heads, keys, head_dim = k.shape
     checks.shaped("v", v, *k.shape)
@@ -76,7 +77,9 @@ def absorb(
         checks.same_device(k=k, key_padding_mask=key_padding_mask)
     _no_gradients(**given)
     scale = head_dim**-0.5 if scale is None else float(scale)
-    return AbsorbedContext(*projected_reference.absorb(k, v, key_padding_mask, q_weight, q_bias, out_weight, scale))
+    with settled(k.device):
+        found = projected_reference.absorb(k, v, key_padding_mask, q_weight, q_bias, out_weight, scale)
+    return AbsorbedContext(*found)
 
 
 def absorbed_cross_attention(x: Tensor, context: AbsorbedContext, out_bias: Tensor | None = None) -> Tensor:
@@ -89,6 +92,7 @@ def absorbed_cross_attention(x: Tensor, context: AbsorbedContext, out_bias: Tens
     The weights' products are rounded once more than in projected attention: an element of A off by the relative
     u of its type moves a score by up to u·Σ|x·A|, and the output by that times the spread of the values.
     """
+    x, out_bias = autocast(x, out_bias)
     keys, bias, values = context.keys, context.bias, context.values
     checks.shaped("x", x, keys.shape[0], None, keys.shape[3])
     checks.shaped("context.bias", bias, *keys.shape[:3])
@@ -116,7 +120,7 @@ def _no_gradients(**tensors: Tensor) -> None:
 # --- the operator --------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("fusionbench_kernels::absorbed_forward", mutates_args=())
+@operator("absorbed_forward")
 def absorbed_forward(x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, out_bias: Tensor | None) -> Tensor:
     if uses_triton(x, keys, values):
         return forward(x, keys, bias, values, out_bias)

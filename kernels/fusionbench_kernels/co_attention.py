@@ -16,7 +16,18 @@ from .cross_attention import _bytes, _combine, _delta, _strides, shared_out
 from .cross_attention import backward as attention_backward
 from .cross_attention import forward as attention_forward
 from .dispatch import MAX_HEAD_DIM
-from .runtime import Target, cdiv, launch, power_of_two, precision, target, uses_triton, without_kernel
+from .runtime import (
+    Target,
+    autocast,
+    cdiv,
+    launch,
+    operator,
+    power_of_two,
+    precision,
+    target,
+    uses_triton,
+    without_kernel,
+)
 from .table import Config, find, require
 
 CoVariant = Literal["auto", "fused", "two_calls"]
@@ -52,6 +63,7 @@ def co_attention(
 
     Source: parallel co-attention of Lu et al. 2016 (arXiv 1606.00061) with X_text X_imageᵀ as the affinity.
     """
+    x_text, x_image, v_text, v_image = autocast(x_text, x_image, v_text, v_image)
     _check(x_text, x_image, v_text, v_image, text_mask, image_mask, variant)
     scale = x_text.shape[-1] ** -0.5 if scale is None else float(scale)
     out_text, lse_text, out_image, lse_image = co_attention_forward(
@@ -128,7 +140,7 @@ def choose(text: int, image: int, head_dim: int, size: int, on: Target, variant:
 # --- the operators -------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("fusionbench_kernels::co_attention_forward", mutates_args=())
+@operator("co_attention_forward")
 def co_attention_forward(
     x_text: Tensor,
     x_image: Tensor,
@@ -160,7 +172,7 @@ def _empty(x_text: Tensor, x_image: Tensor) -> Four:
     return torch.empty_like(x_text), lse_text, torch.empty_like(x_image), lse_image
 
 
-@torch.library.custom_op("fusionbench_kernels::co_attention_backward", mutates_args=())
+@operator("co_attention_backward")
 def co_attention_backward(
     x_text: Tensor,
     x_image: Tensor,

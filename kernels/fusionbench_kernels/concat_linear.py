@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import checks
 from .projected_reference import normed
-from .runtime import cdiv, launch, near, precision, target, uses_triton
+from .runtime import autocast, cdiv, launch, near, operator, precision, target, uses_triton
 from .table import require
 
 Norm = tuple[Tensor, Tensor, float]
@@ -26,6 +26,7 @@ def concat_linear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = No
     matmuls, which concatenate no activation either: da = dy·W_a, db = dy·W_b, dW = [dyᵀ·a, dyᵀ·b] (a copy of the
     weight's size). On a CPU the same is computed by plain PyTorch. Raises ValueError that names the argument.
     """
+    a, b, weight, bias = autocast(a, b, weight, bias)
     if a.dim() == 0 or a.dim() != b.dim() or a.shape[:-1] != b.shape[:-1]:
         raise ValueError(f"a has shape {list(a.shape)} and b {list(b.shape)}; all sizes but the last must be the same")
     checks.shaped("weight", weight, None, a.shape[-1] + b.shape[-1])
@@ -70,6 +71,8 @@ def concat_projected(
     [B, La + Lb, D]. The backward pass is PyTorch's: it computes the LayerNorms again and reads dy in place.
     Raises ValueError that names the argument.
     """
+    a, b, weight_a, weight_b, bias_a, bias_b = autocast(a, b, weight_a, weight_b, bias_a, bias_b)
+    norm_a, norm_b = (norm and (*autocast(*norm[:2]), norm[2]) for norm in (norm_a, norm_b))
     checks.shaped("a", a, None, None, None)
     checks.shaped("b", b, a.shape[0], None, None)
     _check_projection("_a", a, weight_a, bias_a, norm_a)
@@ -101,7 +104,7 @@ def _check_projection(
 # --- features ------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("fusionbench_kernels::concat_linear", mutates_args=())
+@operator("concat_linear")
 def concat_linear_forward(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if uses_triton(a, b, weight):
         return forward(a, b, weight, bias)
@@ -167,7 +170,7 @@ def forward(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 # --- sequences -----------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("fusionbench_kernels::project_into", mutates_args={"out"})
+@operator("project_into", mutates_args=("out",))
 def project_into_op(
     out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, offset: int, gamma: Tensor | None,
     beta: Tensor | None, eps: float,
@@ -180,7 +183,7 @@ def _(out: Tensor, *rest: Any) -> None:
     return None
 
 
-@torch.library.custom_op("fusionbench_kernels::concat_projected", mutates_args=())
+@operator("concat_projected")
 def concat_projected_forward(
     a: Tensor, b: Tensor, weight_a: Tensor, weight_b: Tensor, bias_a: Tensor | None, bias_b: Tensor | None,
     gamma_a: Tensor | None, beta_a: Tensor | None, gamma_b: Tensor | None, beta_b: Tensor | None, eps_a: float,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .runtime import cdiv, launch, target, uses_triton
+from .runtime import cdiv, launch, operator, target, uses_triton
 from .table import require
 
 
@@ -25,7 +25,7 @@ def concat_tokens(a: Tensor, b: Tensor) -> Tensor:
     return joined
 
 
-@torch.library.custom_op("fusionbench_kernels::concat_tokens_forward", mutates_args=())
+@operator("concat_tokens_forward")
 def concat_tokens_forward(a: Tensor, b: Tensor) -> Tensor:
     return forward(a, b) if uses_triton(a, b) else torch.cat((a, b), dim=1)
 

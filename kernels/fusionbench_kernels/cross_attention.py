@@ -12,7 +12,19 @@ from torch.utils.flop_counter import register_flop_formula
 from . import checks, descriptor, dispatch, reference
 from .dispatch import MAX_HEAD_DIM, Choice, Sizes, head_tiles, key_tiles, padded_edge
 from .names import Variant
-from .runtime import cdiv, launch, of_eights, power_of_two, precision, target, uses_triton, without_kernel
+from .runtime import (
+    autocast,
+    cdiv,
+    launch,
+    of_eights,
+    operator,
+    power_of_two,
+    precision,
+    settled,
+    target,
+    uses_triton,
+    without_kernel,
+)
 from .table import Config, find, require
 
 
@@ -46,6 +58,7 @@ def cross_attention(
     RuntimeError where it fails.
     On a CPU the same is computed by plain PyTorch. Raises ValueError that names the argument which does not fit.
     """
+    q, k, v = autocast(q, k, v)
     _check(q, k, v, key_padding_mask, kv_lens, bias)
     dispatch.check_variant(variant, splits)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -97,7 +110,8 @@ def attention_weights(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     kind = torch.promote_types(q.dtype, torch.float32)
     wide_k = k.to(kind).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = (q.to(kind) @ wide_k.transpose(-2, -1)) * scale
+    with settled(q.device):
+        scores = (q.to(kind) @ wide_k.transpose(-2, -1)) * scale
     if bias is not None:
         scores = scores + bias.to(kind)
     p = torch.exp(scores - lse.masked_fill(lse == -math.inf, math.inf)[..., None])
@@ -132,7 +146,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lens: Tensor | 
 # --- the operators -------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("fusionbench_kernels::attention_forward", mutates_args=())
+@operator("attention_forward")
 def attention_forward(
     q: Tensor,
     k: Tensor,
@@ -161,7 +175,7 @@ def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=kind)
 
 
-@torch.library.custom_op("fusionbench_kernels::attention_backward", mutates_args=())
+@operator("attention_backward")
 def attention_backward(
     q: Tensor,
     k: Tensor,

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import checks, int8_reference
 from .cross_attention import _bytes, _combine, _strides
 from .dispatch import MAX_HEAD_DIM, split_count
-from .runtime import cdiv, launch, power_of_two, precision, target, uses_triton
+from .runtime import cdiv, launch, operator, power_of_two, precision, target, uses_triton
 from .table import require
 
 Granularity = Literal["token", "block"]
@@ -137,7 +137,7 @@ def _check_query(q: Tensor, cache: QuantizedKV) -> None:
 # --- the operators -------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("fusionbench_kernels::quantize_kv", mutates_args=())
+@operator("quantize_kv")
 def quantize(
     k: Tensor, v: Tensor, mask: Tensor | None, lens: Tensor | None, smooth: bool, grain: int, fp8: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -178,7 +178,7 @@ def aligned(size: int) -> int:
     return cdiv(size, 16) * 16
 
 
-@torch.library.custom_op("fusionbench_kernels::int8_attention", mutates_args=())
+@operator("int8_attention")
 def attend(
     q: Tensor,
     keys: Tensor,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, int8_reference
-from .runtime import cdiv, launch, power_of_two, target, uses_triton
+from .runtime import cdiv, launch, operator, power_of_two, target, uses_triton
 from .table import require
 
 MAX_INPUTS = 131_072  # 127² times more than that would leave int32
@@ -91,7 +91,7 @@ def _check(
 # --- the operator --------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("fusionbench_kernels::int8_linear", mutates_args=())
+@operator("int8_linear")
 def linear(
     x: Tensor,
     values: Tensor,

@@ -31,7 +31,20 @@ from .cross_attention import attention_backward, attention_forward
 from .cross_attention import forward as attention_launch
 from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS
 from .projected_reference import merge_heads, split_heads
-from .runtime import cdiv, launch, near, of_eights, power_of_two, precision, settled, target, uses_triton, without_kernel
+from .runtime import (
+    autocast,
+    cdiv,
+    launch,
+    near,
+    of_eights,
+    operator,
+    power_of_two,
+    precision,
+    settled,
+    target,
+    uses_triton,
+    without_kernel,
+)
 from .table import Config, find
 
 ProjectedVariant = Literal["auto", "one_kernel", "heads", "separate"]
@@ -71,6 +84,7 @@ def projected_cross_attention(
     defined. ``variant`` forces a kernel where ``projected_choice`` would pick another and raises ValueError where it
     cannot run. On a CPU the same is computed by plain PyTorch. Raises ValueError that names the argument.
     """
+    x, k, v, q_weight, q_bias, out_weight, out_bias = autocast(x, k, v, q_weight, q_bias, out_weight, out_bias)
     _check(x, k, v, q_weight, q_bias, out_weight, out_bias, heads, key_padding_mask, variant)
     scale = k.shape[-1] ** -0.5 if scale is None else float(scale)
     out: Tensor = projected_forward(x, k, v, key_padding_mask, q_weight, q_bias, out_weight, out_bias, scale, variant)
@@ -130,7 +144,7 @@ def _check(
 # --- the operator --------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("fusionbench_kernels::projected_forward", mutates_args=())
+@operator("projected_forward")
 def projected_forward(
     x: Tensor,
     k: Tensor,
@@ -144,10 +158,9 @@ def projected_forward(
     variant: str,
 ) -> Tensor:
     given = (x, k, v, mask, q_weight, q_bias, out_weight, out_bias, scale)
-    with settled(x.device):
-        if uses_triton(x, k, v):
-            return forward(*given, variant)  # type: ignore[arg-type]
-        return _empty(x, out_weight).copy_(projected_reference.projected(*given))
+    if uses_triton(x, k, v):
+        return forward(*given, variant)  # type: ignore[arg-type]
+    return _empty(x, out_weight).copy_(projected_reference.projected(*given))
 
 
 @projected_forward.register_fake

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef  # type: ignore[attr-defined]  # there since 2.4, outside of __all__
 
 from .table import Config
 
@@ -158,11 +159,43 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if tf32 and dtype == torch.float32 else "ieee"
 
 
+# --- autocast ------------------------------------------------------------------------------------------------------
+
+
 def settled(device: torch.device) -> AbstractContextManager[Any]:
     """No autocast in this block: inside an operator it would change types that its kernels and its caller settled."""
-    kind = device.type
-    on = kind in ("cuda", "cpu") and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if on else nullcontext()
+    return torch.autocast(device.type, enabled=False) if _autocasts(device) else nullcontext()
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors as an autocast region wants the operands of a product: floating ones but float64 in its type."""
+    device = next(x.device for x in tensors if x is not None)
+    if not _autocasts(device):
+        return tensors
+    wanted = torch.get_autocast_dtype(device.type)
+    low = (torch.float32, torch.float16, torch.bfloat16)
+    return tuple(x.to(wanted) if x is not None and x.dtype in low else x for x in tensors)
+
+
+def _autocasts(device: torch.device) -> bool:
+    return device.type in ("cuda", "cpu") and torch.is_autocast_enabled(device.type)
+
+
+def operator(name: str, mutates_args: Sequence[str] = ()) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """Make a function the custom operator ``fusionbench_kernels::name``, whose body no autocast region reaches."""
+
+    def register(body: Callable[..., Any]) -> CustomOpDef:
+        @functools.wraps(body)
+        def settled_body(*arguments: Any, **named: Any) -> Any:
+            device = next(x.device for x in (*arguments, *named.values()) if isinstance(x, Tensor))
+            with settled(device):
+                return body(*arguments, **named)
+
+        schema = torch.library.infer_schema(body, mutates_args=mutates_args)
+        full = f"fusionbench_kernels::{name}"
+        return torch.library.custom_op(full, settled_body, mutates_args=mutates_args, schema=schema)
+
+    return register
 
 
 def near(x: Tensor) -> Tensor:

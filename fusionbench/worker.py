@@ -108,6 +108,8 @@ def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> 
             used, kernels = memory.measure(subject.call, device, subject.resting_bytes)
         if backend.compiles and "Torch-Compiled" not in kernels:
             raise RuntimeError(f"backend '{backend.name}' ran without compiling")
+        if backend.impl.startswith("triton") and not any(name.startswith("triton:") for name in kernels):
+            return Record(job=job, status="skipped", reason="fusionbench_kernels has no kernel for this device")
         with phases.enter("flops"):
             counted = None if backend.compiles else flops.count_flops(subject.call).flops
     costs = closed_form(job, impl, counted)

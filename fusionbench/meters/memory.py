@@ -50,4 +50,4 @@ def trace(call: Callable[[], object]) -> tuple[int, tuple[str, ...]]:
             total += event.nbytes()
             peak = max(peak, total)
     names = {match.group(0) for e in events if (match := _TELLING.search(e.name()))}
-    return peak, tuple(sorted(names | launched))
+    return peak, tuple(sorted(names | {f"triton:{name}" for name in launched}))

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, projected_reference
-from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS
-from .runtime import autocast, cdiv, launch, near, operator, power_of_two, precision, settled, target, uses_triton
+from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS, padded_edge
+from .runtime import autocast, cdiv, launch, near, operator, precision, settled, target, uses_triton
 from .table import find
 
 
@@ -161,6 +161,6 @@ def forward(x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, out_bias: Ten
         x, keys, bias, values, None if out_bias is None else out_bias.contiguous(), out,
         *x.stride(), *keys.stride(), *bias.stride(), *values.stride(), *out.stride(),
         heads, queries, count, width, outputs,
-        config=config, KEYS=max(16, power_of_two(count)), HAS_BO=out_bias is not None, PRECISION=precision(x.dtype),
+        config=config, KEYS=padded_edge(count, config), HAS_BO=out_bias is not None, PRECISION=precision(x.dtype),
     )  # fmt: skip
     return out

@@ -45,8 +45,9 @@ def project_into(
     """Write linear(LayerNorm(x)) into out[:, offset : offset + L], in one kernel.
 
     out [B, L', D], x [B, L, K], weight [D, K], bias [D], norm (gamma [K], beta [K], eps). Mean and variance are taken
-    in two passes, so that a mean of 100 standard deviations costs no digits. For inference: raises
-    RuntimeError where a gradient would be needed (``concat_projected`` has one), ValueError that names the argument.
+    in two passes, so that a mean of 100 standard deviations costs no digits. x and out must not overlap.
+    For inference: raises RuntimeError where a gradient would be needed (``concat_projected`` has one). Raises
+    ValueError that names the argument.
     """
     checks.shaped("x", x, None, None, None)
     checks.shaped("out", out, x.shape[0], None, weight.shape[0])

@@ -50,8 +50,8 @@ def cross_attention(
     Products of float32 follow ``torch.backends.cuda.matmul.fp32_precision``.
 
     Returns out [B, H, Lq, d], with ``return_lse`` also the natural log-sum-exp of each row [B, H, Lq] float32
-    (float64 for float64), differentiable. A row without keys gives 0, -inf and zero gradients; keys that take no part
-    may hold NaN.
+    (float64 for float64), differentiable. A row without keys gives 0, -inf and zero gradients; keys that take no
+    part may hold NaN. There is one derivative: no double backward, no ``torch.func.grad``.
 
     ``variant`` forces a kernel where ``choice`` would pick another; ``splits`` with "split" the number of splits.
     The first "descriptor" of a process checks that kernel on its GPU, which takes several seconds, and raises

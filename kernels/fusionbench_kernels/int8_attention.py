@@ -59,9 +59,9 @@ def int8_attention(
     which softmax does not see and int8 needs wherever a few channels of K lie far from zero (SageAttention,
     arXiv 2410.02367); lse is that of K itself. ``granularity``: a scale per token, or per 64 rows of Q and of K.
 
-    ``pv``: "fp16" multiplies P and V in the type of v (float16, bfloat16; float32 as
-    ``torch.backends.cuda.matmul.allow_tf32`` says, but in TF32 on sm_100, where Triton 3.7 takes no other wish), "fp8"
-    in e4m3 with a scale per channel of V, on sm_89, sm_90 and later and gfx950 only: 3 bits of P and V add errors of
+    ``pv``: "fp16" multiplies P and V in the type of v (float16, bfloat16; float32 as PyTorch's ``fp32_precision``
+    says, but in TF32 on sm_100, where Triton 3.7 takes no other wish), "fp8" in e4m3 with a scale per channel of V, on sm_89, sm_90 and later
+    and gfx950 only: 3 bits of P and V add errors of
     a few percent to a mean of many keys. All sums are float32. A value that is not finite, where it takes part, gives
     NaN: in q in its row (its block of rows), in k in its head.
 
@@ -126,8 +126,9 @@ def quantize_kv(
 def _check_query(q: Tensor, cache: QuantizedKV) -> None:
     checks.shaped("q", q, cache.keys.shape[0], None, None, cache.head_dim)
     checks.same_device(q=q, keys=cache.keys)
-    if cache.value_scale is None:
-        checks.alike(q=q, v=cache.values)
+    checks.alike(q=q) if cache.value_scale is not None else checks.alike(q=q, v=cache.values)
+    if cache.value_scale is not None and q.dtype == torch.float64:
+        raise ValueError("q is float64; with values in e4m3 it must be float32, float16 or bfloat16")
     if cache.keys.shape[1] == 0 or q.shape[1] % cache.keys.shape[1]:
         raise ValueError(
             f"q has {q.shape[1]} heads and k has {cache.keys.shape[1]}; the first must be a multiple of the second"
@@ -298,7 +299,7 @@ def attend_forward(
         *q.stride(), *v.stride(), *part.stride(), *_strides(mask, 2),
         scale, batch, heads, heads // keys.shape[1], queries, count, aligned(count), splits,
         cdiv(key_tiles, splits) * config.blocks["BLOCK_K"],
-        config=config, HEAD_DIM=head_dim, STORED=keys.shape[3], WIDTH=_width(head_dim), GRAIN=grain,
+        config=config, HEAD_DIM=head_dim, STORED=keys.shape[3], WIDTH=max(config.edge, _width(head_dim)), GRAIN=grain,
         SMOOTH=mean is not None, FP8=v_scale is not None, HAS_MASK=mask is not None, HAS_LENS=lens is not None,
         PRECISION=precision(v.dtype),
     )  # fmt: skip

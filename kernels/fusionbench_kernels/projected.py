@@ -29,7 +29,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import checks, projected_reference
 from .cross_attention import attention_backward, attention_forward
 from .cross_attention import forward as attention_launch
-from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS
+from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS, padded_edge
 from .projected_reference import merge_heads, split_heads
 from .runtime import (
     autocast,
@@ -38,7 +38,6 @@ from .runtime import (
     near,
     of_eights,
     operator,
-    power_of_two,
     precision,
     settled,
     target,
@@ -231,9 +230,9 @@ def forward(
     return _one_kernel(x, k, v, mask, q_weight, q_bias, out_weight, out_bias, scale, picked.config)
 
 
-def _tiles(k: Tensor) -> dict[str, int]:
+def _tiles(k: Tensor, config: Config) -> dict[str, int]:
     """One padded tile of keys and head columns: most of the time goes into the projections, not the scores."""
-    return {"HEAD_DIM": k.shape[3], "D": max(16, power_of_two(k.shape[3])), "KEYS": max(16, power_of_two(k.shape[2]))}
+    return {"HEAD_DIM": k.shape[3], "D": padded_edge(k.shape[3], config), "KEYS": padded_edge(k.shape[2], config)}
 
 
 def _one_kernel(
@@ -248,7 +247,7 @@ def _one_kernel(
         x, k, v, _bytes(mask), q_weight, _dense(q_bias), out_weight, _dense(out_bias), out,
         *x.stride(), *k.stride(), *v.stride(), *_strides(mask), *q_weight.stride(), *out_weight.stride(),
         *out.stride(), scale, k.shape[1], queries, k.shape[2], width, outputs,
-        config=config, **_tiles(k), PIECES=cdiv(outputs, config.blocks["BLOCK_N"]),
+        config=config, **_tiles(k, config), PIECES=cdiv(outputs, config.blocks["BLOCK_N"]),
         EIGHTS=of_eights(x, k, v, q_weight, out_weight),
         HAS_MASK=mask is not None, HAS_BQ=q_bias is not None, HAS_BO=out_bias is not None, PRECISION=precision(x.dtype),
     )  # fmt: skip
@@ -268,7 +267,7 @@ def _heads(
         x, k, v, _bytes(mask), q_weight, _dense(q_bias), out,
         *x.stride(), *k.stride(), *v.stride(), *_strides(mask), *q_weight.stride(), *out.stride(),
         scale, heads, queries, keys, width,
-        config=config, **_tiles(k), EIGHTS=of_eights(x, k, v, q_weight), HAS_MASK=mask is not None,
+        config=config, **_tiles(k, config), EIGHTS=of_eights(x, k, v, q_weight), HAS_MASK=mask is not None,
         HAS_BQ=q_bias is not None, PRECISION=precision(x.dtype),
     )  # fmt: skip
     return out.flatten(2)

@@ -37,7 +37,7 @@ def uses_triton(*tensors: Tensor) -> bool:
     """Whether a call on these tensors launches Triton kernels; otherwise plain PyTorch computes the same."""
     kind = tensors[0].device.type
     if kind == "cuda":
-        wanted = all(x.dtype in _GPU_DTYPES for x in tensors)
+        wanted = all(x.dtype in _GPU_DTYPES for x in tensors) and has_kernels(tensors[0].device)
     elif recording():
         wanted = True
     else:
@@ -45,9 +45,18 @@ def uses_triton(*tensors: Tensor) -> bool:
     return wanted and has_triton()
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether the kernels fit this GPU: sm_75 and older have too little shared memory."""
+    arch = target(device).arch
+    return not arch.startswith("sm_") or int(arch.removeprefix("sm_")) >= 80
+
+
 def without_kernel(x: Tensor) -> str:
     """Why a call on x launches no kernel."""
-    why = "float64 has no kernel" if x.dtype == torch.float64 else "Triton's kernels need a GPU"
+    if x.dtype == torch.float64:
+        why = "float64 has no kernel"
+    else:
+        why = "Triton's kernels need a GPU" if x.device.type != "cuda" else f"no kernels for {target(x.device).arch}"
     return f"{why}: plain PyTorch computes the same"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections import Counter
@@ -88,8 +89,16 @@ def shipped(arches: tuple[str, ...] = (), kernels: tuple[str, ...] = ()) -> list
 def profiles(rows: list[Row], processes: int = 0) -> Iterator[Profile]:
     """Compile these configurations, one process per core unless told otherwise; results come in order."""
     # Processes, since the compiler holds the lock; spawned, since torch's threads do not survive a fork.
-    with _without_interpreter(), ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn")) as pool:
-        yield from pool.map(_profile_row, rows)
+    with _without_interpreter():
+        pool = ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), _ignore_interrupts)
+        try:
+            yield from pool.map(_profile_row, rows)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C: the compilations under way, not the hundreds to come
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _profile_row(which: Row) -> Profile:

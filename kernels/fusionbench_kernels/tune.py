@@ -52,7 +52,7 @@ MOST = 6  # candidates per bucket, the present one among them; a compilation tak
 GAIN = 0.03  # a winner is faster by at least this share, and its interval lies below that of the present one
 BATCH, HEADS = 2, 8
 # Heads of SD 1.5 and of 77 keys, where padding to a power of two costs most.
-NARROW = {("head_dim", 64): 40, ("head_dim", 128): 80, ("head_dim", 256): 160, ("keys", 128): 77}
+NARROW = {("head_dim", 64): 40, ("head_dim", 128): 80, ("head_dim", 256): 160, ("keys", 128): 77, ("keys", 256): 154}
 LONG = {2: 4096, 4: 1024}  # tokens where a row sets no bound, by bytes of an element
 # Relative L2 against the fp32 reference, by bytes of an element: rounding fp16 alone gives 3e-4, and among integers of
 # deviation 40 one in a thousand that rounds to the other side 8e-4.
@@ -61,6 +61,7 @@ SWITCHES = frozenset({"ONE_EXP"})  # 0 or 1, and worth trying the other way roun
 # Tiles that hold whole blocks of 64 rows which share a scale (``granularity="block"``), where a row serves those too.
 WHOLE = {"int8_forward": "BLOCK_Q", "quantize_keys": "BLOCK_K"}
 SPLITS = ("split_heads", "split_keys")
+SPLITTING = frozenset({"streaming_forward", "resident_forward", "backward_keys", "backward_queries"})
 QUEUED = 10  # samples that are queued before the host waits, so that its waiting is not in them
 
 # Their names in the package are those of the functions.
@@ -150,7 +151,7 @@ def buckets(
         if not kernels or kernel in kernels
         for row, (where, config) in enumerate(rows)
         if all(where.get(name) == size for name, size in wanted)
-        and (not narrow or (config.edge > 16 and where.get("bytes") == 2))
+        and (not narrow or (kernel in SPLITTING and config.edge > 16 and where.get("bytes") == 2))
     ]
 
 
@@ -158,7 +159,8 @@ def candidates(bucket: Bucket) -> list[Config]:
     """The present configuration, then its neighbours: one step in warps, stages or a block; MOST at most."""
     now = bucket.config
     if bucket.narrow:
-        return [now, *(replace(now, edge=edge, split_heads=h, split_keys=k) for edge, h, k in _splits(bucket.kernel))]
+        both = [(True, False), (False, True), (True, True)] if bucket.kernel == "resident_forward" else [(True, False)]
+        return [now, *(replace(now, edge=16, split_heads=heads, split_keys=keys) for heads, keys in both)]
     edges = [name for name in now.blocks if name.startswith("BLOCK_")]  # the others are switches
     first, last = edges[0], edges[-1]
     warps = 8 if now.num_warps == 4 else 4
@@ -179,12 +181,6 @@ def candidates(bucket: Bucket) -> list[Config]:
         if config not in found and _sensible(config, bucket):
             found.append(config)
     return found[:MOST]
-
-
-def _splits(kernel: str) -> list[tuple[int, bool, bool]]:
-    """(edge, split_heads, split_keys) to try; only ``resident_forward`` splits keys."""
-    found = [(16, False, False), (16, True, False), (64, True, False)]
-    return [*found, (16, True, True)] if kernel == "resident_forward" else found
 
 
 def _scaled(config: Config, block: str, factor: float) -> Config:
@@ -387,7 +383,7 @@ def _quantized_keys(where: Where, device: str) -> Work:
 
 
 def _int8_forward(where: Where, device: str) -> Work:
-    q, k, v = _qkv({"bytes": 2, **where} if where.get("bytes") == 1 else where, device)
+    q, k, v = _qkv({**where, "bytes": max(2, where.get("bytes", 4))}, device)
     grain, scale, d = where.get("grain", 1), q.shape[-1] ** -0.5, q.shape[-1]
     keys, key_scale, mean = int8_reference.quantize_keys(k, None, None, True, grain)
     keys = F.pad(keys, (0, aligned(d) - d))

@@ -293,7 +293,7 @@ def _concatenated(where: Where, device: str) -> Work:
 
 def _weight(outputs: int, inputs: int, where: Where, device: str) -> Tensor:
     """[outputs, inputs], scaled so that a product of standard normal inputs is standard normal."""
-    return _random(outputs, inputs, like=where, device=device) * inputs**-0.5
+    return torch.mul(_random(outputs, inputs, like=where, device=device), inputs**-0.5)
 
 
 def _projected(variant: ProjectedVariant) -> Callable[[Where, str], Work]:
@@ -305,13 +305,13 @@ def _projected(variant: ProjectedVariant) -> Callable[[Where, str], Work]:
         k, v = (_random(BATCH, heads, keys, d, like=where, device=device) for _ in range(2))
         q_weight, out_weight = (_weight(*size, where, device) for size in ((heads * d, width), (width, heads * d)))
         q_bias, out_bias = (_random(size, like=where, device=device) for size in (heads * d, width))
-        given = [x, 3 * k, v, q_weight, q_bias, out_weight, out_bias]  # scores of deviation 3 and more
+        k = 3 * k  # scores of deviation 3 and more
 
         def truth() -> Sequence[Tensor]:
-            x, k, v, *weights = (y.float() for y in given)
-            return [projected_reference.projected(x, k, v, None, *weights, d**-0.5)]
+            inputs, weights = (x.float(), k.float(), v.float()), (q_weight.float(), q_bias.float(), out_weight.float())
+            return [projected_reference.projected(*inputs, None, *weights, out_bias.float(), d**-0.5)]
 
-        return Work(lambda: [projected(*given[:3], None, *given[3:], d**-0.5, variant)], truth)
+        return Work(lambda: [projected(x, k, v, None, q_weight, q_bias, out_weight, out_bias, d**-0.5, variant)], truth)
 
     return work
 
@@ -364,7 +364,7 @@ def _key_statistics(where: Where, device: str) -> Work:
     k, v = _keys_and_values(where, device)
 
     def truth() -> Sequence[Tensor]:
-        parts = k.float().split(PART_KEYS, dim=2)
+        parts = torch.split(k.float(), PART_KEYS, dim=2)
         counts = torch.tensor([part.shape[2] for part in parts], device=device).expand(*k.shape[:2], -1)
         return torch.stack([part.sum(2) for part in parts], 2), counts
 

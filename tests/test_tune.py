@@ -84,6 +84,14 @@ def test_candidates_are_few_different_and_within_limits(bucket: tune.Bucket) -> 
             assert name != tune.WHOLE.get(bucket.kernel) or size >= 64
 
 
+def test_rows_of_fp32_are_told_from_rows_of_any_type() -> None:
+    found = {(b.kernel, b.row) for b in HERE if tune.in_fp32(b)}
+    assert ("streaming_forward", 9) in found
+    assert ("streaming_forward", 5) in found
+    assert not {(b.kernel, b.row) for b in HERE if b.where.get("bytes", 4) <= 2} & found
+    assert not {kernel for kernel, _ in found} & {"combine", "quantize_rows", "int8_matmul", "concat_tokens"}
+
+
 NARROW = tune.buckets(["sm_90"], narrow=True)
 
 

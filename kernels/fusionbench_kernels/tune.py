@@ -130,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = buckets(wanted, options.kernel, options.shapes, narrow=options.narrow)
     if not found:
         return _refuse("no row of the table is asked for")
+    found.sort(key=in_fp32)  # what time may not suffice for comes last: fp32 compiles longest
     with compiling(found) as profiles:
         if options.dry_run:
             return _list(found, profiles)
@@ -153,6 +154,12 @@ def buckets(
         if all(where.get(name) == size for name, size in wanted)
         and (not narrow or (kernel in SPLITTING and config.edge > 16 and where.get("bytes") == 2))
     ]
+
+
+def in_fp32(bucket: Bucket) -> bool:
+    """Whether a row is for elements of 4 bytes, by its bound or because others of its kernel are for less."""
+    bounds = [where.get("bytes", 4) for where, _ in table.rows(bucket.arch)[bucket.kernel]]
+    return bucket.where.get("bytes", 4) == 4 and min(bounds) < 4
 
 
 def candidates(bucket: Bucket) -> list[Config]:

@@ -3,12 +3,12 @@
 Tests, the suite ``kernels`` backend by backend, the kernels' targets, the tuner. A step that fails or overruns does
 not stop the others; the exit code says that one did. Needs torch, triton, numpy, pytest, msgspec and psutil alone.
 
-Where its 520 s go, on 16 cores: compiling a kernel takes one core 1 to 2 s, in fp32 3 to 4 s (measured on an EPYC;
-nothing here has been measured on a GPU's machine yet). So
+Where its 520 s go, on 16 cores. Compiling is most of it: a kernel at the table's sizes takes one core 1 to 2 s, in fp32
+3 to 4 s, at the tests' 0.5 and 1 s (on an EPYC; no step has been timed on a GPU's machine yet). So
 
 - tests run in SHARDS processes, and ``tests.shard`` keeps CASES cases of each parametrised test, none of fp32 where there
-  are others: all 1600 cases compile some 2000 kernels, over an hour of one core; these about 800, 100 s of 14 cores. The
-  interpreter runs all of them in ``make test``;
+  are others: all 1600 cases compile 1200 kernels and more, these half as many, 500 to 700 s of one core or 50 s of 14.
+  The interpreter runs all of them in ``make test``;
 - the suite's kernels, about 250, are compiled by 12 processes before they are timed, and a job then takes 0.5 to 0.7 s:
   0.15 s of samples, the rest its process and its inputs;
 - the tuner's 563 candidates are some 1200 s of one core, 80 s of 16: what is not compiled in time is not tried.
@@ -41,7 +41,7 @@ GRACE_S = 10.0  # from the polite signal to the other one
 INTERRUPTED = 130  # a measurement that reached its limit: what it has is saved, and counts
 NOTHING_COLLECTED = 5  # pytest's exit code of a shard without a test
 PYTEST = ("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "-p", "tests.shard")
-SHARDS, CASES = 14, 4
+SHARDS, CASES = 14, 8
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ def steps(out: Path, seconds: float) -> list[Step]:
         for name, s in backends.items()
     ]  # fmt: skip
     events = ("tests/gpu.py", "--measure", "triton,sdpa-cudnn,sdpa-efficient", "--timer", "event", "--out", str(out))
-    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{58 * share:.0f}")
+    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{73 * share:.0f}")
     tuner += ("--write", str(out / "configs.json"), "--log", str(out / "tune.jsonl"))
     compiled = "triton,flex,compile,triton-projected,triton-absorbed,triton-int8"
     return [
         Step("tests for the GPU alone", 75 * share, (*tests, "--chunk", "1", "tests/kernels/test_gpu_only.py")),
-        Step("tests of the kernels", 105 * share, (*tests, *others)),
+        Step("tests of the kernels", 90 * share, (*tests, *others)),
         Step("tests of the harness", 30 * share, (*tests, "-m", "gpu", "tests/test_gpu.py", "tests/test_costs.py")),
         Step(
             "compile what is measured", 50 * share, ("tests/gpu.py", "--compile", compiled, "--out", str(out)),
@@ -83,7 +83,7 @@ def steps(out: Path, seconds: float) -> list[Step]:
         ),
         *measuring,
         Step("measure launches too", 16 * share, events, may_stop=True),
-        Step("tune", 68 * share, tuner),
+        Step("tune", 83 * share, tuner),
         Step("targets", 10 * share, ("tests/perf/kernel_targets.py", str(out / "runs"))),
     ]  # fmt: skip
 

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def brief(items: list[pytest.Item], most: int) -> list[pytest.Item]:
-    """At most ``most`` cases of each test, and none in fp32 where there are others: it compiles longest, 3 to 4 s."""
+    """At most ``most`` cases of each test, and none in fp32 where there are others: it compiles longest."""
     if most == 0:
         return items
     found: list[pytest.Item] = []

@@ -70,20 +70,20 @@ def steps(out: Path, seconds: float) -> list[Step]:
         for name, s in backends.items()
     ]  # fmt: skip
     events = ("tests/gpu.py", "--measure", "triton,sdpa-cudnn,sdpa-efficient", "--timer", "event", "--out", str(out))
-    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{73 * share:.0f}")
+    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{62 * share:.0f}")
     tuner += ("--write", str(out / "configs.json"), "--log", str(out / "tune.jsonl"))
     compiled = "triton,flex,compile,triton-projected,triton-absorbed,triton-int8"
     return [
         Step("tests for the GPU alone", 75 * share, (*tests, "--chunk", "1", "tests/kernels/test_gpu_only.py")),
         Step("tests of the kernels", 90 * share, (*tests, *others)),
-        Step("tests of the harness", 30 * share, (*tests, "-m", "gpu", "tests/test_gpu.py", "tests/test_costs.py")),
+        Step("tests of the harness", 42 * share, (*tests, "-m", "gpu", "tests/test_gpu.py", "tests/test_costs.py")),
         Step(
             "compile what is measured", 50 * share, ("tests/gpu.py", "--compile", compiled, "--out", str(out)),
             may_stop=True,
         ),
         *measuring,
         Step("measure launches too", 16 * share, events, may_stop=True),
-        Step("tune", 83 * share, tuner),
+        Step("tune", 71 * share, tuner),
         Step("targets", 10 * share, ("tests/perf/kernel_targets.py", str(out / "runs"))),
     ]  # fmt: skip
 

@@ -2,18 +2,28 @@
 
 Tests, the suite ``kernels`` backend by backend, the kernels' targets, the tuner. A step that fails or overruns does
 not stop the others; the exit code says that one did. Needs torch, triton, numpy, pytest, msgspec and psutil alone.
+
+Where its 520 s go, on 16 cores. Compiling is most of it: a kernel at the table's sizes takes one core 1 to 2 s, in fp32
+3 to 4 s, at the tests' 0.5 and 1 s (on an EPYC; no step has been timed on a GPU's machine yet). So
+
+- tests run in SHARDS processes, and ``tests.shard`` keeps CASES cases of each parametrised test, none of fp32 where there
+  are others: all 1600 cases compile 1200 kernels and more, these half as many, 500 to 700 s of one core or 50 s of 14.
+  The interpreter runs all of them in ``make test``;
+- the suite's kernels, about 250, are compiled by 12 processes before they are timed, and a job then takes 0.5 to 0.7 s:
+  0.15 s of samples, the rest its process and its inputs;
+- the tuner's 563 candidates are some 1200 s of one core, 80 s of 16: what is not compiled in time is not tried.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +39,9 @@ ROOT = Path(__file__).parents[1]
 SUITE = "kernels"
 GRACE_S = 10.0  # from the polite signal to the other one
 INTERRUPTED = 130  # a measurement that reached its limit: what it has is saved, and counts
-PYTEST = ("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider")
+NOTHING_COLLECTED = 5  # pytest's exit code of a shard without a test
+PYTEST = ("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "-p", "tests.shard")
+SHARDS, CASES = 14, 8
 
 
 @dataclass(frozen=True)
@@ -43,37 +55,44 @@ class Step:
 
 
 def steps(out: Path, seconds: float) -> list[Step]:
-    """The steps in order; their shares add up to ``seconds``."""
+    """The steps in order; their shares, in units of 1/540, add up to ``seconds``."""
     share = seconds / 540
-    parallel = ("-n", "12") if importlib.util.find_spec("xdist") else ()  # compiling is most of it, on one core each
-    others = ("tests/kernels", "-m", "not slow", "--ignore", "tests/kernels/test_gpu_only.py")
-    backends = {"triton": 40, "sdpa-cudnn": 28, "sdpa-flash": 25, "sdpa-efficient": 28, "sdpa": 20, "flex": 30}
+    tests = ("tests/gpu.py", "--tests")
+    others = ("--cases", str(CASES), "-m", "not slow", "tests/kernels", "--ignore", "tests/kernels/test_gpu_only.py")
+    # Jobs: 58 of triton, 49 to 57 of each of the next five, 28 of the last six together.
+    backends = {"triton": 36, "sdpa-cudnn": 26, "sdpa-flash": 22, "sdpa-efficient": 24, "sdpa": 22, "flex": 28}
+    backends |= {"compile,triton-projected,triton-absorbed,eager,int8,triton-int8": 22}
     measuring = [
-        Step(f"measure {name}", s * share, ("tests/gpu.py", "--measure", name, "--out", str(out)), may_stop=True)
-        for name, s in backends.items()
-    ]
-    events = ("tests/gpu.py", "--measure", "triton,sdpa-cudnn,sdpa-efficient", "--timer", "event", "--out", str(out))
-    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{52 * share:.0f}")
-    tuner += ("--write", str(out / "configs.json"), "--log", str(out / "tune.jsonl"))
-    compiling = ("tests/gpu.py", "--compile", "triton,flex", "--out", str(out))
-    return [
-        Step("tests for the GPU alone", 80 * share, (*PYTEST, *parallel, "tests/kernels/test_gpu_only.py")),
-        Step("tests of the kernels", 85 * share, (*PYTEST, *parallel, *others)),
         Step(
-            "tests of the harness",
-            45 * share,
-            (*PYTEST, *parallel, "-m", "gpu", "tests/test_gpu.py", "tests/test_costs.py"),
+            f"measure {name.replace(',', ' ')}", s * share, ("tests/gpu.py", "--measure", name, "--out", str(out)),
+            may_stop=True,
+        )
+        for name, s in backends.items()
+    ]  # fmt: skip
+    events = ("tests/gpu.py", "--measure", "triton,sdpa-cudnn,sdpa-efficient", "--timer", "event", "--out", str(out))
+    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{62 * share:.0f}")
+    tuner += ("--write", str(out / "configs.json"), "--log", str(out / "tune.jsonl"))
+    compiled = "triton,flex,compile,triton-projected,triton-absorbed,triton-int8"
+    return [
+        Step("tests for the GPU alone", 75 * share, (*tests, "--chunk", "1", "tests/kernels/test_gpu_only.py")),
+        Step("tests of the kernels", 90 * share, (*tests, *others)),
+        Step("tests of the harness", 42 * share, (*tests, "-m", "gpu", "tests/test_gpu.py", "tests/test_costs.py")),
+        Step(
+            "compile what is measured", 50 * share, ("tests/gpu.py", "--compile", compiled, "--out", str(out)),
+            may_stop=True,
         ),
-        Step("compile what is measured", 60 * share, compiling, may_stop=True),
         *measuring,
-        Step("measure launches too", 20 * share, events, may_stop=True),
-        Step("tune", 62 * share, tuner),
+        Step("measure launches too", 16 * share, events, may_stop=True),
+        Step("tune", 71 * share, tuner),
         Step("targets", 10 * share, ("tests/perf/kernel_targets.py", str(out / "runs"))),
-    ]
+    ]  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """All steps; 0 only if each did its work. With ``--measure`` or ``--compile`` one of them."""
+    """All steps; 0 only if each did its work. With ``--measure``, ``--compile`` or ``--tests`` one of them."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["--tests"]:
+        return run_tests(given[1:])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/h200"), help="where logs, runs and the table go")
     parser.add_argument("--seconds", type=float, default=520.0, help="for everything (default 520)")
@@ -81,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--measure", metavar="BACKENDS", help="only measure the suite with these backends")
     parser.add_argument("--compile", metavar="BACKENDS", help="only compile what measuring these would")
     parser.add_argument("--timer", default="graph", choices=["event", "graph"])
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     options.out = options.out.resolve()
     if options.measure:
         return measure(options.measure.split(","), options.timer, options.out / "runs")
@@ -140,6 +159,38 @@ def _within(process: subprocess.Popen[bytes], seconds: float) -> int:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return 124
+
+
+# --- tests in many processes without pytest-xdist ------------------------------------------------------------------
+
+
+def run_tests(arguments: Sequence[str], shards: int = SHARDS) -> int:
+    """pytest with these arguments in ``shards`` processes; prints what each said and returns the worst exit code."""
+    with contextlib.ExitStack() as files:
+        outputs = [files.enter_context(tempfile.TemporaryFile()) for _ in range(shards)]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *PYTEST, "--shard", f"{number}/{shards}", *arguments], cwd=ROOT, stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            for number, output in enumerate(outputs, 1)
+        ]  # fmt: skip
+        interrupted = False
+        try:
+            codes = [process.wait() for process in processes]
+        except KeyboardInterrupt:  # the time is over: each shard says how far it came
+            interrupted = True
+            for process in processes:
+                process.send_signal(signal.SIGINT)
+            codes = [process.wait() for process in processes]
+        for output in outputs:
+            output.seek(0)
+            sys.stdout.write(output.read().decode(errors="replace"))
+    counts = {code: codes.count(code) for code in sorted(set(codes))}
+    say(f"{shards} shards; exit codes: " + ", ".join(f"{count} times {code}" for code, count in counts.items()))
+    if interrupted:
+        return INTERRUPTED
+    return max((abs(code) for code in codes if code != NOTHING_COLLECTED), default=NOTHING_COLLECTED)
 
 
 # --- measuring without the command line's libraries ----------------------------------------------------------------

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fusionbench import backends, store, suite
-from tests import gpu
+from tests import gpu, shard
 from tests.perf import kernel_targets
 
 SAYS = "import sys; print('done'); sys.exit({code})"
@@ -20,9 +22,10 @@ HANGS = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time
 def test_the_steps_fit_into_their_time_and_name_what_exists(tmp_path: Path) -> None:
     steps = gpu.steps(tmp_path, 520)
     assert sum(step.seconds for step in steps) <= 520 * 1.05
-    measured = [step.name.removeprefix("measure ") for step in steps if "--measure" in step.arguments]
-    assert set(measured[:-1]) == {name for sweep in suite.read("kernels").sweeps for name in sweep.backends}
-    assert set(measured[:-1]) <= set(backends.BACKENDS)
+    *measured, _ = (step.arguments[2] for step in steps if "--measure" in step.arguments)
+    names = [name for several in measured for name in several.split(",")]
+    assert sorted(names) == sorted({name for sweep in suite.read("kernels").sweeps for name in sweep.backends})
+    assert set(names) <= set(backends.BACKENDS)
     files = [Path(a) for step in steps for a in step.arguments if a.startswith("tests/")]
     assert all((gpu.ROOT / file).exists() for file in files)
 
@@ -53,6 +56,31 @@ def test_a_step_is_logged_and_ended_at_its_limit(
 def _sooner(wait):  # type: ignore[no-untyped-def]
     """Waiting that gives up after a second: a hanging step's limit need not be sat out."""
     return lambda process, timeout=None: wait(process, None if timeout is None else min(timeout, 1.0))
+
+
+def test_shards_run_every_test_once_and_tell_of_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "test_numbers.py"
+    body = "@pytest.mark.parametrize('n', range(10))\ndef test_n(n):\n    print(f'ran {n}.')\n    assert n != 7\n"
+    file.write_text("import pytest\n" + body)
+    command = ["-s", "--chunk", "2", "-c", "/dev/null", "--rootdir", str(tmp_path), str(file)]
+    code = gpu.run_tests(command, shards=3)
+    out = capsys.readouterr().out
+    assert sorted(int(n) for n in re.findall(r"ran (\d)\.", out)) == list(range(10)), out
+    assert "3 shards; exit codes: 2 times 0, 1 times 1" in out
+    assert code == 1
+    assert gpu.run_tests([*command, "--cases", "3"], shards=3) == 0
+    assert "exit codes: 2 times 0, 1 times 5" in capsys.readouterr().out
+
+
+def test_of_a_long_grid_a_few_cases_are_kept_and_none_in_fp32() -> None:
+    def case(name: str, **params: object) -> pytest.Item:
+        return SimpleNamespace(nodeid=name, callspec=SimpleNamespace(params=params))  # type: ignore[return-value]
+
+    grid = [case(f"a[{n}]", n=n, dtype=torch.float32 if n % 2 else torch.float16) for n in range(20)]
+    alone = [case("b[0]", dtype=torch.float32), SimpleNamespace(nodeid="c")]
+    kept = shard.brief([*grid, *alone], 4)  # type: ignore[list-item]
+    assert [item.nodeid for item in kept] == ["a[0]", "a[6]", "a[12]", "a[18]", "b[0]", "c"]
+    assert shard.brief(grid, 0) == grid
 
 
 def test_a_step_that_has_no_time_left_is_told_as_failed(tmp_path: Path) -> None:

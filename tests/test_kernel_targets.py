@@ -60,6 +60,15 @@ def test_a_variant_of_ours_by_name_is_ours() -> None:
     assert line.startswith("hit  2.00 of 1.20: triton-resident 0.5000 ms, sdpa 1.0000 ms")
 
 
+def test_fused_projections_are_judged_by_the_backends_that_fuse_them() -> None:
+    name = "short keys, projections fused"
+    given = records(name, sdpa=1.0, compile=0.9, triton=0.1)
+    assert told(name, given) == "not measured: no time of triton-projected or triton-absorbed (cuda_graph, cold)"
+    given += records(name, triton_projected=0.6, triton_absorbed=0.5)
+    assert told(name, given).startswith("hit  1.80 of 1.80: triton-absorbed 0.5000 ms, compile 0.9000 ms")
+    assert not any(job.case.dtype == "int8" and targets.projected(job.strategy, job.case) for job in JOBS)
+
+
 def test_long_balanced_attention_is_held_against_cudnn_alone() -> None:
     given = records("balanced and long", sdpa_flash=0.1, sdpa_cudnn=0.6, triton=0.75)
     assert told("balanced and long", given).startswith("hit  0.80 of 0.75: triton 0.7500 ms, sdpa-cudnn 0.6000 ms")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,39 @@ def test_candidates_are_few_different_and_within_limits(bucket: tune.Bucket) -> 
         assert 1 <= config.num_stages <= 5
         assert list(config.blocks) == list(bucket.config.blocks)
         for name, size in config.blocks.items():
-            assert size & (size - 1) == 0
+            assert size & (size - 1) == 0 or name == "PIECES"
             if not name.startswith("BLOCK_"):
-                assert size == bucket.config.blocks[name] or name in tune.SWITCHES
+                assert size == bucket.config.blocks[name] or name in tune.SWITCHES | {"PIECES"}
                 continue
-            assert min(64 if bucket.where.get("bytes") == 2 else 16, bucket.config.blocks[name]) <= size <= 256
+            assert min(64 if bucket.where.get("bytes", 4) <= 2 else 16, bucket.config.blocks[name]) <= size <= 256
+            assert name != tune.WHOLE.get(bucket.kernel) or size >= 64
+
+
+def test_rows_of_fp32_are_told_from_rows_of_any_type() -> None:
+    found = {(b.kernel, b.row) for b in HERE if tune.in_fp32(b)}
+    assert ("streaming_forward", 9) in found
+    assert ("streaming_forward", 5) in found
+    assert not {(b.kernel, b.row) for b in HERE if b.where.get("bytes", 4) <= 2} & found
+    assert not {kernel for kernel, _ in found} & {"combine", "quantize_rows", "int8_matmul", "concat_tokens"}
+
+
+NARROW = tune.buckets(["sm_90"], narrow=True)
+
+
+def test_narrow_tiles_are_tried_where_asked_and_nowhere_else() -> None:
+    assert not any(config.edge < b.config.edge or config.split_heads for b in HERE for config in tune.candidates(b))
+    assert {bucket.kernel for bucket in NARROW} == tune.SPLITTING
+
+
+@pytest.mark.parametrize("bucket", NARROW, ids=lambda bucket: bucket.key)
+def test_narrow_tiles_keep_the_rest_and_are_timed_where_they_matter(bucket: tune.Bucket) -> None:
+    now, *others = tune.candidates(bucket)
+    assert now == bucket.config
+    assert all(replace(x, edge=now.edge, split_heads=False, split_keys=False) == now for x in others)
+    assert bucket.sizes["head_dim"] < bucket.where["head_dim"]
+    work = tune.WORK[bucket.kernel](bucket.sizes, "meta")
+    tiles = [tune.launched(bucket, x, work, SM_90, lambda launch: None)[0].constants for x in (now, *others)]
+    assert all(found != tiles[0] for found in tiles[1:])
 
 
 @pytest.mark.parametrize("kernel", sorted({bucket.kernel for bucket in HERE} & set(tune.WORK)))
@@ -93,11 +122,15 @@ def test_the_work_of_every_kernel_launches_it_with_the_given_configuration(kerne
         assert [x.shape for x in out] == [x.shape for x in work.truth()]
 
 
-def test_every_kernel_of_attention_can_be_tuned() -> None:
-    assert set(tune.WORK) >= {
-        "streaming_forward", "resident_forward", "combine", "backward_delta", "backward_keys", "backward_queries",
-        "backward_keys_resident", "backward_queries_resident",
-    }  # fmt: skip
+def test_every_kernel_can_be_tuned() -> None:
+    assert set(tune.WORK) == {kernel for arch in table.architectures() for kernel in table.rows(arch)}
+
+
+@pytest.mark.parametrize("kernel", sorted(table.rows("sm_90")))
+def test_a_row_is_written_as_it_stands_in_the_file(kernel: str) -> None:
+    before = tune.shipped()
+    found = tune.rewritten([(bucket, bucket.config) for bucket in tune.buckets(["sm_90"], [kernel])], {})
+    assert found["tables"] == before["tables"]
 
 
 def test_a_dry_run_compiles_the_candidates(capsys: pytest.CaptureFixture[str]) -> None:

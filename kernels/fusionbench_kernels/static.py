@@ -123,12 +123,7 @@ def the_launch(kernel: str, arch: str, where: Mapping[str, int], config: Config)
     """The launch of ``kernel`` that its host function makes for the sizes of a row."""
     launches: list[Launch] = []
     target = Target(arch, MULTIPROCESSORS.get(arch, 100))
-    tf32 = where.get("ieee") == 0 and where.get("bytes", 4) == 4
-    with (
-        compiling_for(target, launches.append),
-        table.forced(**{kernel: config}),
-        _products("tf32" if tf32 else "ieee"),
-    ):
+    with compiling_for(target, launches.append), table.forced(**{kernel: config}), products_of(where):
         CALLS[kernel](where)
     for launch in launches:
         if launch.kernel.__name__ == kernel:
@@ -137,10 +132,11 @@ def the_launch(kernel: str, arch: str, where: Mapping[str, int], config: Config)
 
 
 @contextmanager
-def _products(precision: str) -> Iterator[None]:
-    """How products of float32 are computed in this block."""
+def products_of(where: Mapping[str, int]) -> Iterator[None]:
+    """Compute products of float32 in this block as a row with these bounds is meant for."""
     matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, precision
+    tf32 = where.get("ieee") == 0 and where.get("bytes", 4) == 4
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32" if tf32 else "ieee"
     try:
         yield
     finally:

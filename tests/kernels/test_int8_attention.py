@@ -56,9 +56,20 @@ def assert_within_bounds(q, k, v, out, lse, mask=None, lens=None, granularity="t
     slack = 1e-6 * true_lse[there].abs()
     assert ((lse.double() - true_lse)[there].abs() <= delta[there] + slack).all()
     # Scores off by at most δ change a probability by a factor of at most exp(2δ); then 16 bits round P and the result.
-    rounding = 2.0**-10 if out.dtype == torch.float16 else 1e-6
+    rounding = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}.get(out.dtype, 1e-6)
     error = (out.double() - true).abs().amax(-1)
     assert (error <= (torch.expm1(2 * delta) + rounding) * spread + 1e-7).all()
+
+
+def assert_fp8_within_bounds(q, k, v, out, lse, mask=None, lens=None, granularity="token") -> None:
+    true, true_lse = exact(q, k, v, mask, lens)
+    spread = exact(q, k, v.abs(), mask, lens)[0]
+    delta = worst_score_error(q, k, mask, lens, granularity)
+    assert ((lse - true_lse).abs() <= delta + 1e-5).all()
+    # e4m3 keeps 3 bits: P and V are each off by 2⁻⁴ of themselves, small V by half of its smallest step.
+    step = v.abs().amax(2).double().repeat_interleave(q.shape[1] // k.shape[1], 1)[:, :, None] / 448 * 2.0**-10
+    bound = (torch.expm1(2 * delta)[..., None] + 2 * 2.0**-4 + 2.0**-7) * spread + step + 1e-3
+    assert ((out.double() - true).abs() <= bound).all()
 
 
 def assert_accurate(out: Tensor, true: Tensor) -> None:
@@ -367,14 +378,7 @@ def test_fp8_values_stay_within_the_rounding_of_e4m3(device, keys, dtype):
     v[..., 5] *= 100
     lens = torch.tensor([keys, max(1, keys - 9)], device=device)
     out, lse = int8_attention(q, k, v, kv_lens=lens, pv="fp8", return_lse=True)
-    true, true_lse = exact(q, k, v, None, lens)
-    spread = exact(q, k, v.abs(), None, lens)[0]
-    delta = worst_score_error(q, k, None, lens, "token")
-    assert ((lse - true_lse).abs() <= delta + 1e-5).all()
-    # e4m3 keeps 3 bits: P and V are each off by 2⁻⁴ of themselves, small V by half of its smallest step.
-    step = v.abs().amax((1, 2)).double()[:, None, None] / 448 * 2.0**-10
-    bound = (torch.expm1(2 * delta)[..., None] + 2 * 2.0**-4 + 2.0**-7) * spread + step + 1e-3
-    assert ((out.double() - true).abs() <= bound).all()
+    assert_fp8_within_bounds(q, k, v, out, lse, None, lens)
 
 
 def test_the_operators_keep_what_they_declare(device):

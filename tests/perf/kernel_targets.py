@@ -16,18 +16,23 @@ from fusionbench.spec import Case
 from fusionbench.stats import median
 
 OURS = "triton"  # and whatever backend begins so: the variants by name
+FUSED = ("triton-projected", "triton-absorbed")
 CORE, BACK, SHARED = "attention_core", "attention_core:image_to_text", "attention_core_shared"
 PROJECTED = "cross_attention:image_to_text"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A factor by which the best of ours is meant to be faster than ``against`` (the best other backend if empty)."""
+    """A factor by which the best of ours is meant to be faster than ``against`` (the best other backend if empty).
+
+    ``by`` says which of ours count, where not all do.
+    """
 
     name: str
     factor: float
     concerns: Callable[[str, Case], bool]
     against: str = ""
+    by: tuple[str, ...] = ()
 
 
 def lengths(strategy: str, case: Case) -> tuple[int, int]:
@@ -50,9 +55,13 @@ def split_keys(strategy: str, case: Case) -> bool:
     return queries <= 128 and keys >= 512
 
 
+def projected(strategy: str, case: Case) -> bool:
+    return strategy == PROJECTED and case.mode == "fwd" and case.dtype != "int8" and short_keys(PROJECTED, case)
+
+
 TARGETS = (
     Target("short keys", 1.2, lambda s, c: alone(s, c) and short_keys(s, c)),
-    Target("short keys, projections fused", 1.8, lambda s, c: s == PROJECTED and c.mode == "fwd" and short_keys(s, c)),
+    Target("short keys, projections fused", 1.8, projected, by=FUSED),
     Target("few queries, split keys", 1.2, lambda s, c: alone(s, c) and split_keys(s, c)),
     Target("padding masked", 1.3, lambda s, c: alone(s, c, padded=True)),
     Target("one affinity both ways", 1.4, lambda s, c: s == SHARED and c.shape.text <= 256 and not c.padding),
@@ -80,16 +89,20 @@ def milliseconds(record: Record) -> float:
 
 def verdict(target: Target, group: Group) -> str:
     """ "hit" or "MISS" with the figures, or "not measured" with what is missing; ``group`` is of one timer."""
-    ours = {name: milliseconds(r) for name, r in group.items() if name.startswith(OURS)}
+    ours = {name: milliseconds(r) for name, r in group.items() if counts(target, name)}
     others = {name: milliseconds(r) for name, r in group.items() if not name.startswith(OURS)}
     if target.against:
         others = {name: time for name, time in others.items() if name == target.against}
     if not ours or not others:
-        return f"not measured: no time of {OURS if not ours else target.against or 'another backend'}"
+        return f"not measured: no time of {target.against or 'another backend' if ours else ' or '.join(target.by) or OURS}"
     best, other = min(ours, key=ours.__getitem__), min(others, key=others.__getitem__)
     ratio = others[other] / ours[best]
     figures = f"{best} {ours[best]:.4f} ms, {other} {others[other]:.4f} ms"
     return f"{'hit ' if ratio >= target.factor else 'MISS'} {ratio:.2f} of {target.factor:.2f}: {figures}"
+
+
+def counts(target: Target, backend: str) -> bool:
+    return backend in target.by if target.by else backend.startswith(OURS)
 
 
 def judged(records: Sequence[Record]) -> list[str]:
@@ -104,15 +117,15 @@ def judged(records: Sequence[Record]) -> list[str]:
             by_timer = measured.get((strategy, case), {})
             timed = {timer: group for timer, group in by_timer.items() if timer}
             for timer, group in timed.items() or [("", {})]:
-                why = reasons(by_timer.get("", {})) if not any(name.startswith(OURS) for name in group) else ""
+                why = reasons(target, by_timer.get("", {})) if not any(counts(target, name) for name in group) else ""
                 shown = f"{verdict(target, group)}{why}{f' ({timer})' if timer else ''}"
                 lines.append(f"{target.name}: {strategy} {brief(case)}: {shown}")
     return lines
 
 
-def reasons(untimed: Group) -> str:
+def reasons(target: Target, untimed: Group) -> str:
     """Why ours has no time, where a record says so."""
-    told = [f"{r.status}: {r.reason}" for name, r in untimed.items() if name.startswith(OURS)]
+    told = [f"{r.status}: {r.reason}" for name, r in untimed.items() if counts(target, name)]
     return f" ({'; '.join(told)})" if told else ""
 
 
@@ -145,9 +158,9 @@ def main(arguments: Sequence[str]) -> int:
         machines = ", ".join(f"{e.gpu or e.cpu} ({e.machine}, torch {e.torch})" for e in run.environments.values())
         say(f"{path}: {len(run.records)} records, {machines}")
     say("\n".join(["", *ratios(records), "", *(lines := judged(records)), ""]))
-    counts = {word: sum(f": {word}" in line for line in lines) for word in ("hit ", "MISS", "not measured")}
-    say(", ".join(f"{count} {word.strip()}" for word, count in counts.items()))
-    return 0 if counts["hit "] + counts["MISS"] else 5
+    found = {word: sum(f": {word}" in line for line in lines) for word in ("hit ", "MISS", "not measured")}
+    say(", ".join(f"{count} {word.strip()}" for word, count in found.items()))
+    return 0 if found["hit "] + found["MISS"] else 5
 
 
 def run_folders(path: Path) -> list[Path]:

@@ -60,10 +60,10 @@ def int8_attention(
     arXiv 2410.02367); lse is that of K itself. ``granularity``: a scale per token, or per 64 rows of Q and of K.
 
     ``pv``: "fp16" multiplies P and V in the type of v (float16, bfloat16; float32 as PyTorch's ``fp32_precision``
-    says, but in TF32 on sm_100, where Triton 3.7 takes no other wish), "fp8" in e4m3 with a scale per channel of V, on sm_89, sm_90 and later
-    and gfx950 only: 3 bits of P and V add errors of
-    a few percent to a mean of many keys. All sums are float32. A value that is not finite, where it takes part, gives
-    NaN: in q in its row (its block of rows), in k in its head.
+    says, but in TF32 on sm_100, where Triton 3.7 takes no other wish), "fp8" in e4m3 with a scale per channel of V, on
+    sm_89, sm_90 and later and gfx950 only: 3 bits of P and V add errors of a few percent to a mean of many keys. All
+    sums are float32. A value that is not finite, where it takes part, gives NaN: in q in its row (its block of rows),
+    in k in its head.
 
     Raises ValueError that names the argument which does not fit, NotImplementedError where there is no fp8, and
     RuntimeError in a backward pass.

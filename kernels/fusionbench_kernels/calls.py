@@ -46,10 +46,19 @@ def qkv(where: Where) -> tuple[Tensor, Tensor, Tensor]:
     return q, tensor(*kv, dtype=element(where)), tensor(*kv, dtype=element(where))
 
 
+def masks(where: Where, q: Tensor, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """(key padding, bias) at a row's upper bounds: both, since they take registers, where it does not say bias 0."""
+    if where.get("bias") == 0:
+        return None, None
+    padding = tensor(k.shape[0], k.shape[2], dtype=torch.bool)
+    return padding, tensor(1, q.shape[1], 1, k.shape[2], dtype=q.dtype).expand(*q.shape[:3], k.shape[2])
+
+
 def _forward(variant: Variant) -> Callable[[Where], None]:
     def call(where: Where) -> None:
         q, k, v = qkv(where)
-        forward(q, k, v, None, None, None, q.shape[-1] ** -0.5, variant)
+        padding, bias = (None, None) if variant == "descriptor" else masks(where, q, k)
+        forward(q, k, v, padding, None, bias, q.shape[-1] ** -0.5, variant)
 
     return call
 
@@ -57,15 +66,18 @@ def _forward(variant: Variant) -> Callable[[Where], None]:
 def _backward(where: Where) -> None:
     q, k, v = qkv(where)
     lse = tensor(*q.shape[:3], dtype=torch.float32)
-    backward(q, k, v, q, lse, q, None, None, None, None, q.shape[-1] ** -0.5)
+    padding, bias = masks(where, q, k)
+    backward(q, k, v, q, lse, q, None, padding, None, bias, q.shape[-1] ** -0.5)
 
 
 def _two_pass_backward(where: Where) -> None:
     q, k, v = qkv(where)
     lse = tensor(*q.shape[:3], dtype=torch.float32)
-    common = (q, k, v, q, lse, lse, None, None, None, q.shape[-1] ** -0.5)
+    padding, bias = masks(where, q, k)
+    common = (q, k, v, q, lse, lse, padding, None, bias, q.shape[-1] ** -0.5)
     _backward_keys(*common, k, v)
-    _backward_queries(*common, q, None)
+    ds = None if bias is None else tensor(*q.shape[:3], k.shape[2], dtype=torch.float32)  # the bias's gradient
+    _backward_queries(*common, q, ds)
 
 
 def _projected(variant: ProjectedVariant) -> Callable[[Where], None]:

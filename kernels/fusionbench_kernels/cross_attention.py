@@ -275,7 +275,7 @@ def _choose(
     splits: int,
 ) -> Choice:  # fmt: skip
     usable = descriptor.usable(q, k, v, mask, bias, scale)
-    return dispatch.choose(Sizes.of(q, k), target(q.device), variant, splits, usable)
+    return dispatch.choose(Sizes.of(q, k, bias), target(q.device), variant, splits, usable)
 
 
 def _streaming(
@@ -360,7 +360,7 @@ def backward(
     lse, lens = lse.contiguous(), _contiguous(lens)
     delta = _delta(out, lse, dout, dlse)
     common = (q, k, v, dout, lse, delta, mask, lens, bias, scale)
-    sizes = Sizes.of(q, k)
+    sizes = Sizes.of(q, k, bias)
     arch, group = target(q.device).arch, sizes.heads // sizes.kv_heads
     one_pass = not wants_ds and sizes.keys > 0 and sizes.queries > 0
     if one_pass and sizes.keys <= sizes.queries and find("backward_keys_resident", arch, **sizes.row):
@@ -403,7 +403,7 @@ def _backward_keys(
 ) -> None:  # fmt: skip
     from .device.attention_backward import backward_keys
 
-    sizes = Sizes.of(q, k)
+    sizes = Sizes.of(q, k, bias)
     config = require("backward_keys", target(q.device).arch, **sizes.row)
     main, tail = head_tiles(sizes.head_dim, config)
     launch(
@@ -423,7 +423,7 @@ def _backward_queries(
 ) -> None:  # fmt: skip
     from .device.attention_backward import backward_queries
 
-    sizes = Sizes.of(q, k)
+    sizes = Sizes.of(q, k, bias)
     config = require("backward_queries", target(q.device).arch, **sizes.row)
     main, tail = head_tiles(sizes.head_dim, config)
     if ds is not None and (lens is not None or sizes.keys == 0):
@@ -445,7 +445,7 @@ def _backward_keys_resident(
 ) -> None:  # fmt: skip
     from .device.attention_backward import backward_keys_resident
 
-    sizes = Sizes.of(q, k)
+    sizes = Sizes.of(q, k, bias)
     config = require("backward_keys_resident", target(q.device).arch, **sizes.row)
     group = sizes.heads // sizes.kv_heads
     # One program per multiprocessor: each leaves a partial of [Lk, d] behind.
@@ -471,7 +471,7 @@ def _backward_queries_resident(
 ) -> None:  # fmt: skip
     from .device.attention_backward import backward_queries_resident
 
-    sizes = Sizes.of(q, k)
+    sizes = Sizes.of(q, k, bias)
     config = require("backward_queries_resident", target(q.device).arch, **sizes.row)
     shares, tiles = shared_out(cdiv(sizes.keys, config.blocks["BLOCK_K"]), sizes.batch * sizes.heads, q.device, 2)
     part = q.new_empty((shares, *q.shape), dtype=torch.float32)

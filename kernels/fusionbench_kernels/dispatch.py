@@ -54,16 +54,20 @@ class Sizes:
     bytes: int  # of an element
     ieee: int = 0  # 1 where products of float32 are exact: tensor cores have tf32 only
 
+    bias: int = 0  # 1 with a bias, whose tile takes registers
+
     @classmethod
-    def of(cls, q: torch.Tensor, k: torch.Tensor) -> Sizes:
+    def of(cls, q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None = None) -> Sizes:
         batch, heads, queries, head_dim = q.shape
         exact = q.dtype == torch.float32 and precision(q.dtype) == "ieee"
-        return cls(batch, heads, k.shape[1], queries, k.shape[2], head_dim, q.element_size(), int(exact))
+        return cls(
+            batch, heads, k.shape[1], queries, k.shape[2], head_dim, q.element_size(), int(exact), int(bias is not None)
+        )
 
     @property
     def row(self) -> dict[str, int]:
         """The names that the table's rows bound."""
-        return {name: getattr(self, name) for name in ("head_dim", "bytes", "ieee", "queries", "keys")}
+        return {name: getattr(self, name) for name in ("head_dim", "bytes", "ieee", "bias", "queries", "keys")}
 
 
 def choose(

@@ -53,7 +53,7 @@ def find(kernel: str, arch: str, **sizes: int) -> Config | None:
     """The first row of ``kernel`` whose upper bounds hold all ``sizes``; None where the kernel has no such row.
 
     ``sizes`` are named as in the file: ``head_dim``, ``bytes`` (of an element), ``ieee`` (0 where products of float32
-    may be tf32), ``queries``, ``keys``, …
+    may be tf32), ``bias`` (0 or 1), ``queries``, ``keys``, …
     """
     if kernel in _forced:
         return _forced[kernel]

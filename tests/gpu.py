@@ -59,9 +59,9 @@ def steps(out: Path, seconds: float) -> list[Step]:
     share = seconds / 540
     tests = ("tests/gpu.py", "--tests")
     others = ("--cases", str(CASES), "-m", "not slow", "tests/kernels", "--ignore", "tests/kernels/test_gpu_only.py")
-    # Jobs: 58 of triton, 49 to 57 of each of the next five, 28 of the last six together.
+    # Jobs: 58 of triton, 49 to 57 of each of the next five, 34 of the last seven together.
     backends = {"triton": 36, "sdpa-cudnn": 26, "sdpa-flash": 22, "sdpa-efficient": 24, "sdpa": 22, "flex": 28}
-    backends |= {"compile,triton-projected,triton-absorbed,eager,int8,triton-int8": 22}
+    backends |= {"compile,triton-projected,triton-absorbed,eager,int8,triton-int8,sage": 22}
     measuring = [
         Step(
             f"measure {name.replace(',', ' ')}", s * share, ("tests/gpu.py", "--measure", name, "--out", str(out)),

@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from fusionbench_kernels import descriptor_check, table
-from fusionbench_kernels.cross_attention import forward
+from fusionbench_kernels.attention_launch import forward
 from fusionbench_kernels.runtime import INTERPRETED, Launch, Target, compiling_for
 from fusionbench_kernels.static import Profile, as_shown, compiled
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from .absorbed import forward as absorbed
+from .attention_launch import backward, combine_splits, forward, gradients_of_keys, gradients_of_queries
 from .co_attention import Output, Side
 from .co_attention import backward as co_backward
 from .co_attention import forward as co_forward
 from .concat_linear import forward as concat_linear
 from .concat_linear import write
 from .concat_tokens import forward as concat_tokens
-from .cross_attention import _backward_keys, _backward_queries, _combine, backward, forward
 from .int8_attention import _empty_quantized, _statistics, attend_forward, quantize_forward
 from .int8_linear import forward as linear_forward
 from .int8_linear import quantize_forward as quantize_rows_forward
@@ -75,9 +75,9 @@ def _two_pass_backward(where: Where) -> None:
     lse = tensor(*q.shape[:3], dtype=torch.float32)
     padding, bias = masks(where, q, k)
     common = (q, k, v, q, lse, lse, padding, None, bias, q.shape[-1] ** -0.5)
-    _backward_keys(*common, k, v)
+    gradients_of_keys(*common, k, v)
     ds = None if bias is None else tensor(*q.shape[:3], k.shape[2], dtype=torch.float32)  # the bias's gradient
-    _backward_queries(*common, q, ds)
+    gradients_of_queries(*common, q, ds)
 
 
 def _projected(variant: ProjectedVariant) -> Callable[[Where], None]:
@@ -163,7 +163,7 @@ CALLS: dict[str, Callable[[Where], object]] = {
     "streaming_forward": _forward("streaming"),
     "resident_forward": _forward("resident"),
     "descriptor_forward": _forward("descriptor"),
-    "combine": lambda where: _combine(
+    "combine": lambda where: combine_splits(
         tensor(4, BATCH, HEADS, 64, where.get("head_dim", 256), dtype=torch.float32),
         tensor(4, BATCH, HEADS, 64, dtype=torch.float32),
         tensor(BATCH, HEADS, 64, where.get("head_dim", 256)),

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import checks
 from . import co_attention_reference as reference
-from .cross_attention import _bytes, _combine, _delta, _strides, shared_out
-from .cross_attention import backward as attention_backward
-from .cross_attention import forward as attention_forward
+from .attention_launch import as_bytes, combine_splits, delta_of, shared_out, strides_of
+from .attention_launch import backward as attention_backward
+from .attention_launch import forward as attention_forward
 from .dispatch import MAX_HEAD_DIM
 from .runtime import (
     Target,
@@ -317,14 +317,14 @@ def _fused(
         part_lse = lse.new_empty((shares, *lse.shape))
     launch(
         co_forward, batch * heads * shares,
-        short.x, short.v, long.x, long.v, part, part_lse, out_long, lse_long, _bytes(short.mask), _bytes(long.mask),
+        short.x, short.v, long.x, long.v, part, part_lse, out_long, lse_long, as_bytes(short.mask), as_bytes(long.mask),
         *short.x.stride(), *short.v.stride(), *long.x.stride(), *long.v.stride(), *part.stride(), *out_long.stride(),
-        *_strides(short.mask, 2), *_strides(long.mask, 2),
+        *strides_of(short.mask, 2), *strides_of(long.mask, 2),
         scale, batch, heads, short.tokens, long.tokens, shares, tiles,
         config=config, RESIDENT=_edge(short.tokens, short.x), **_constants(short, long),
     )  # fmt: skip
     if shares > 1:
-        _combine(part, part_lse, out, lse)
+        combine_splits(part, part_lse, out, lse)
 
 
 def _shares(tiles: int, groups: int, device: torch.device, splits: int = 0) -> tuple[int, int]:
@@ -393,7 +393,7 @@ def _as_attention(queries: Side, of: Output, keys: Side, scale: float) -> tuple[
 
 
 def _ready(side: Side, of: Output, dx: Tensor, dv: Tensor) -> _Ready:
-    return _Ready(side.x, side.v, side.mask, of.dout, of.lse, _delta(of.out, of.lse, of.dout, of.dlse), dx, dv)
+    return _Ready(side.x, side.v, side.mask, of.dout, of.lse, delta_of(of.out, of.lse, of.dout, of.dlse), dx, dv)
 
 
 def _operands(r: _Ready, s: _Ready) -> tuple[Tensor, ...]:
@@ -412,8 +412,8 @@ def _one_pass(short: _Ready, long: _Ready, scale: float, config: Config, splits:
     parts = short.x.new_empty((2, shares, *short.x.shape), dtype=torch.float32)
     launch(
         co_backward, batch * heads * shares, *_operands(short, long), parts[0], parts[1], long.dx, long.dv,
-        _bytes(short.mask), _bytes(long.mask), *_operand_strides(short, long), *long.dx.stride(), *long.dv.stride(),
-        *_strides(short.mask, 2), *_strides(long.mask, 2),
+        as_bytes(short.mask), as_bytes(long.mask), *_operand_strides(short, long), *long.dx.stride(), *long.dv.stride(),
+        *strides_of(short.mask, 2), *strides_of(long.mask, 2),
         scale, batch, heads, short.tokens, long.tokens, shares, tiles,
         config=config, RESIDENT=_edge(short.tokens, short.x), **_constants(short, long),
     )  # fmt: skip
@@ -433,8 +433,8 @@ def _one_side(r: _Ready, s: _Ready, scale: float, config: Config, splits: int) -
     if shares > 1:
         dx, dv = r.x.new_empty((2, shares, *r.x.shape), dtype=torch.float32)
     launch(
-        co_backward_side, groups * shares, *_operands(r, s), dx, dv, _bytes(r.mask), _bytes(s.mask),
-        *_operand_strides(r, s), *dx.stride(), *dv.stride(), *_strides(r.mask, 2), *_strides(s.mask, 2),
+        co_backward_side, groups * shares, *_operands(r, s), dx, dv, as_bytes(r.mask), as_bytes(s.mask),
+        *_operand_strides(r, s), *dx.stride(), *dv.stride(), *strides_of(r.mask, 2), *strides_of(s.mask, 2),
         scale, heads, tokens, s.tokens, shares, tiles, config=config, **_constants(r, s),
     )  # fmt: skip
     if shares > 1:

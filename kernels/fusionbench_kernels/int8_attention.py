@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, int8_reference
-from .cross_attention import _bytes, _combine, _strides
+from .attention_launch import as_bytes, combine_splits, strides_of
 from .dispatch import MAX_HEAD_DIM, split_count
 from .runtime import cdiv, launch, operator, power_of_two, precision, target, uses_triton
 from .table import require
@@ -243,8 +243,8 @@ def quantize_forward(
     statistics = _statistics(k, v, mask, lens, smooth, fp8) if tiles > 1 and (smooth or fp8) else (None, None, None)
     pointers = found[3:] if fp8 else (None, None)  # not even as a type does sm_80 know e4m3
     launch(
-        quantize_keys, batch * heads * tiles, k, v, *statistics, _bytes(mask), lens, *found[:3], *pointers,
-        *k.stride(), *v.stride(), *_strides(mask, 2), heads, count, aligned(count), cdiv(count, PART_KEYS), tiles,
+        quantize_keys, batch * heads * tiles, k, v, *statistics, as_bytes(mask), lens, *found[:3], *pointers,
+        *k.stride(), *v.stride(), *strides_of(mask, 2), heads, count, aligned(count), cdiv(count, PART_KEYS), tiles,
         config=config, HEAD_DIM=head_dim, STORED=aligned(head_dim), WIDTH=_width(head_dim), GRAIN=grain,
         ONE_TILE=tiles == 1, SMOOTH=smooth, FP8=fp8, HAS_MASK=mask is not None, HAS_LENS=lens is not None,
     )  # fmt: skip
@@ -264,8 +264,8 @@ def _statistics(
     sums, largest = (k.new_empty((batch, heads, parts, head_dim), dtype=torch.float32) for _ in range(2))
     counts = k.new_empty((batch, heads, parts), dtype=torch.float32)
     launch(
-        key_statistics, batch * heads * parts, k, v, sums, counts, largest, _bytes(mask), lens,
-        *k.stride(), *v.stride(), *_strides(mask, 2), heads, count, parts, PART_KEYS,
+        key_statistics, batch * heads * parts, k, v, sums, counts, largest, as_bytes(mask), lens,
+        *k.stride(), *v.stride(), *strides_of(mask, 2), heads, count, parts, PART_KEYS,
         config=require("key_statistics", target(k.device).arch, head_dim=head_dim), HEAD_DIM=head_dim,
         WIDTH=_width(head_dim), SMOOTH=smooth, FP8=fp8, HAS_MASK=mask is not None, HAS_LENS=lens is not None,
     )  # fmt: skip
@@ -295,8 +295,8 @@ def attend_forward(
 
     launch(
         int8_forward, batch * heads * tiles * splits,
-        q, keys, key_scale, mean, v, v_scale, part, part_lse, _bytes(mask), lens,
-        *q.stride(), *v.stride(), *part.stride(), *_strides(mask, 2),
+        q, keys, key_scale, mean, v, v_scale, part, part_lse, as_bytes(mask), lens,
+        *q.stride(), *v.stride(), *part.stride(), *strides_of(mask, 2),
         scale, batch, heads, heads // keys.shape[1], queries, count, aligned(count), splits,
         cdiv(key_tiles, splits) * config.blocks["BLOCK_K"],
         config=config, HEAD_DIM=head_dim, STORED=keys.shape[3], WIDTH=max(config.edge, _width(head_dim)), GRAIN=grain,
@@ -304,7 +304,7 @@ def attend_forward(
         PRECISION=precision(v.dtype),
     )  # fmt: skip
     if splits > 1:
-        _combine(part, part_lse, out, lse)
+        combine_splits(part, part_lse, out, lse)
     return out, lse
 
 

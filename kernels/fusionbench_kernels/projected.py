@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, projected_reference
+from .attention_launch import forward as launch_attention
 from .cross_attention import attention_backward, attention_forward
-from .cross_attention import forward as attention_launch
 from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS, padded_edge
 from .projected_reference import merge_heads, split_heads
 from .runtime import (
@@ -221,7 +221,7 @@ def forward(
     picked = projected_choice(x, k, out_weight, variant=variant)
     if picked.config is None:
         q = split_heads(F.linear(x, q_weight, q_bias), k.shape[1])
-        o, _ = attention_launch(q, k, v, mask, None, None, scale)
+        o, _ = launch_attention(q, k, v, mask, None, None, scale)
         return F.linear(merge_heads(o), out_weight, out_bias)
     x, k, v, q_weight, out_weight = (near(y) for y in (x, k, v, q_weight, out_weight))
     if picked.variant == "heads":

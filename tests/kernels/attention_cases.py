@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionbench_kernels import cross_attention, table
+from fusionbench_kernels import attention_launch, cross_attention, table
 from fusionbench_kernels.table import Config
 from tests.kernels.tolerance import compare
 
@@ -53,14 +53,14 @@ def tiled(path: str, edge: int = 16, backward_edge: int = 0) -> Iterator[None]:
 def kernels_launched(monkeypatch: Any) -> list[str]:
     """A list that the name of every kernel launched from now on is added to."""
     names: list[str] = []
-    launch: Callable[..., None] = module.launch
+    launch: Callable[..., None] = attention_launch.launch
 
     def noting(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
         if programs:
             names.append(kernel.__name__)
         launch(kernel, programs, *arguments, **constants)
 
-    monkeypatch.setattr(module, "launch", noting)
+    monkeypatch.setattr(attention_launch, "launch", noting)
     return names
 
 

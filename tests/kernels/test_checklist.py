@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from triton.runtime.autotuner import Autotuner
 
-from fusionbench_kernels import attention_weights, choice, cross_attention, dispatch, runtime, table
+from fusionbench_kernels import attention_launch, attention_weights, choice, cross_attention, dispatch, runtime, table
 from fusionbench_kernels.dispatch import Sizes
 from fusionbench_kernels.runtime import Target
 from tests.kernels.attention_cases import (
@@ -253,9 +253,9 @@ def test_row_09_kernels_write_every_output_and_nothing_beside_it(
         rings.append((ring, inner.fill_(math.nan)))
         return inner
 
-    empty, gradients = module._empty, module._empty_gradients
-    monkeypatch.setattr(module, "_empty", lambda *a: tuple(ringed(x) for x in empty(*a)))
-    monkeypatch.setattr(module, "_empty_gradients", lambda *a: tuple(ringed(x) for x in gradients(*a)))
+    empty, gradients = attention_launch.empty, attention_launch.empty_gradients
+    monkeypatch.setattr(attention_launch, "empty", lambda *a: tuple(ringed(x) for x in empty(*a)))
+    monkeypatch.setattr(attention_launch, "empty_gradients", lambda *a: tuple(ringed(x) for x in gradients(*a)))
     with tiled(path):
         found = run(
             make(21, 19, 24, device=device, bias=(1, 2, 21, 19) if path == "two-pass" else None), variant=variant
@@ -301,14 +301,16 @@ def test_row_10_an_output_beyond_32_bits(device: str, monkeypatch: pytest.Monkey
     storage = torch.empty(2**31 + 2**10, dtype=torch.float16, device=device)
     case = make(5, 7, 16, heads=1, dtype=torch.float16, device=device)
     near = run(case)
-    real = module._empty
+    real = attention_launch.empty
 
     def far(q: Tensor) -> tuple[Tensor, Tensor]:
         return storage.as_strided(q.shape, (1, 1, 2**29, 1)), real(q)[1]
 
-    monkeypatch.setattr(module, "_empty", far)
+    monkeypatch.setattr(attention_launch, "empty", far)
     for variant in VARIANTS:
-        assert torch.equal(module.forward(case.q, case.k, case.v, None, None, None, 0.25, variant)[0], near["out"])
+        assert torch.equal(
+            attention_launch.forward(case.q, case.k, case.v, None, None, None, 0.25, variant)[0], near["out"]
+        )
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -668,9 +670,9 @@ def test_row_23_no_16_bit_tile_on_hopper_is_narrower_than_64(head_dim: int, dtyp
     with runtime.compiling_for(HOPPER, launches.append):
         for queries, keys in ((1, 1), (16, 33), (40, 20), (20, 40), (4096, 77), (300, 300), (1, 5000)):
             q, k = (torch.empty(1, 2, n, head_dim, dtype=dtype, device="meta") for n in (queries, keys))
-            out, lse = module.forward(q, k, k, None, None, None, 1.0)
+            out, lse = attention_launch.forward(q, k, k, None, None, None, 1.0)
             for wants_ds in (False, True):
-                module.backward(q, k, k, out, lse, out, None, None, None, None, 1.0, wants_ds)
+                attention_launch.backward(q, k, k, out, lse, out, None, None, None, None, 1.0, wants_ds)
     seen = {launch.kernel.__name__ for launch in launches}
     assert seen >= {"streaming_forward", "backward_keys", "backward_queries", "combine"}
     for launch in launches:

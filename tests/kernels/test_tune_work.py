@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusionbench_kernels import runtime, tune
+from fusionbench_kernels import runtime, tune, work
 from tests.kernels.conftest import NATIVE
 
 ARCH = tune._device_arch() if NATIVE else "interpreter"
@@ -19,17 +19,17 @@ def test_every_candidate_gives_what_the_reference_gives(
     """On a GPU the present rows at the sizes that are timed; in the interpreter small ones, with three candidates."""
     where = bucket.where
     if not NATIVE:
-        monkeypatch.setattr(tune, "LONG", {2: 40, 4: 40})
-        monkeypatch.setattr(tune, "HEADS", 1)
+        monkeypatch.setattr(work, "LONG", {2: 40, 4: 40})
+        monkeypatch.setattr(work, "HEADS", 1)
         where = {name: min(size, 48) for name, size in {"head_dim": 24, **bucket.where}.items()}
         if bucket.kernel == "co_backward_side":
             pytest.skip("40 tokens fit the one-pass backward; a GPU runs the sizes that do not")
     torch.manual_seed(0)
-    work = tune.WORK[bucket.kernel](where, device)
-    truth = [x.float() for x in work.truth()]
+    given = work.WORK[bucket.kernel](where, device)
+    truth = [x.float() for x in given.truth()]
     for config in tune.candidates(bucket)[: 1 if NATIVE else 3]:
         on = runtime.target(torch.device(device))
-        launch, found = tune.launched(bucket, config, work, on, tune.start)
+        launch, found = tune.launched(bucket, config, given, on, tune.start)
         assert launch.config == config
         for x, y in zip(found, truth, strict=True):
-            assert tune.deviation(x, y) <= tune.tolerance(bucket, work, found)
+            assert tune.deviation(x, y) <= tune.tolerance(bucket, given, found)

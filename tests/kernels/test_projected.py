@@ -163,16 +163,16 @@ def test_no_samples_or_no_queries_give_an_empty_result(variant: str, batch: int,
 
 
 @pytest.mark.parametrize("variant", ["separate", "heads"])
-def test_autocast_does_not_reach_inside(variant: str, device: str) -> None:
+def test_autocast_casts_what_comes_in_and_does_not_reach_inside(variant: str, device: str) -> None:
     leaves = [y.requires_grad_() for y in made((7, 7, 40, 24, 2, 16, False), torch.float32, device)]
 
-    def values() -> list[Tensor]:
-        out = projected_cross_attention(*leaves, heads=2, variant=variant)  # type: ignore[arg-type]
+    def values(*inputs: Tensor) -> list[Tensor]:
+        out = projected_cross_attention(*inputs, heads=2, variant=variant)  # type: ignore[arg-type]
         return [out, *torch.autograd.grad(out.sum(), leaves)]
 
-    want = values()
+    want = values(*(y.half() for y in leaves))
     with torch.autocast(device, torch.float16):
-        found = values()
+        found = values(*leaves)
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, want, strict=True))
 
 

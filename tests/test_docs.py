@@ -37,7 +37,8 @@ def test_every_verb_is_in_the_readme(verb: str) -> None:
 
 
 def test_every_suite_is_in_the_readme() -> None:
-    assert set(re.findall(r"\| `(\w+)` \|$", README, re.MULTILINE)) >= set(suite.shipped())
+    rows = re.findall(r"\| `(\w+)` \|$", README, re.MULTILINE)
+    assert {name: rows.count(name) for name in suite.shipped()} == dict.fromkeys(suite.shipped(), 1)
 
 
 def test_the_readmes_use_of_the_kernels_runs() -> None:

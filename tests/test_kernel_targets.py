@@ -126,3 +126,33 @@ def test_the_suite_times_graphs_and_stays_short() -> None:
         measure_s=0.15, warmup_s=0.02, min_samples=20, max_samples=200, timeout_s=120, timer="graph"
     )
     assert SUITE.count < 600
+
+
+def concerned(strategy: str, queries: int, keys: int, dtype: str = "bf16") -> set[str]:
+    """The targets of the suite's cases with these lengths, without padding, forward."""
+    wanted = dict.fromkeys((job.strategy, job.case) for job in suite.jobs(suite.read("kernels")) if job)
+    cases = [
+        (name, case)
+        for name, case in wanted
+        if name == strategy and targets.lengths(name, case) == (queries, keys)
+        and (case.dtype, case.mode, case.padding) == (dtype, "fwd", 0.0)
+    ]  # fmt: skip
+    assert cases
+    return {target.name for target in targets.TARGETS for name, case in cases if target.concerns(name, case)}
+
+
+def test_the_shapes_that_the_targets_were_named_for_are_judged_by_them() -> None:
+    assert concerned("attention_core:image_to_text", 4096, 77) == {"short keys"}  # Stable Diffusion
+    assert concerned("attention_core:image_to_text", 16384, 512) == {"short keys"}  # Wan
+    assert concerned("attention_core", 32, 257) == {"few queries, split keys"}  # Q-Former
+    assert concerned("attention_core", 126, 15360) == {"few queries, split keys"}  # LTX-2
+    assert concerned("attention_core", 4096, 4096, "int8") == set()
+
+
+def test_the_backward_pass_is_judged_alone() -> None:
+    target = next(t for t in targets.TARGETS if t.name == "one affinity both ways")
+    job = next(j for j in suite.jobs(suite.read("kernels")) if j and target.concerns(j.strategy, j.case))
+    forward = {name: timed(job, ms) for name, ms in {"triton": 1.0, "sdpa": 2.0}.items()}
+    both = {name: timed(job, ms) for name, ms in {"triton": 2.0, "sdpa": 5.0}.items()}
+    assert targets.verdict(target, both, forward).startswith("hit  3.00 of 1.40")
+    assert targets.verdict(target, both, {}).startswith("not measured")

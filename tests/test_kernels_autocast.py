@@ -1,4 +1,4 @@
-"""Under autocast the kernels' operators take its type, as SDPA does, and compute inside as they promise."""
+"""Under autocast the operators take its type, as SDPA does, and compute inside as they promise; wrong types are named."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fusionbench_kernels import (
     concat_linear,
     concat_projected,
     cross_attention,
+    int8_linear,
     projected_cross_attention,
 )
 
@@ -79,3 +80,16 @@ def test_co_attention_and_concatenations() -> None:
         assert concat_linear(a, b, given(16, 32), given(16)).dtype == BF16
         norm = (given(24), given(24), 1e-5)
         assert concat_projected(a, b, given(16, 24), given(16, 8), norm_a=norm).dtype == BF16
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    q = given(1, 1, 4, 8)
+    with pytest.raises(ValueError, match="kv_lens is a list; it must be a tensor"):
+        cross_attention(q, q, q, kv_lens=[1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weight is a Tensor; it must be an Int8Weight"):
+        int8_linear(given(2, 8), given(3, 8))  # type: ignore[arg-type]
+    x, weight = given(1, 5, 8), given(4, 8)
+    with pytest.raises(ValueError, match=r"norm_a is a LayerNorm; it must be a tuple \(gamma, beta, eps\)"):
+        concat_projected(x, x, weight, weight, norm_a=torch.nn.LayerNorm(8))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="norm_a's gamma is a NoneType; it must be a tensor"):
+        concat_projected(x, x, weight, weight, norm_a=(None, None, 1e-5))  # type: ignore[arg-type]

@@ -9,7 +9,9 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def shaped(name: str, x: Tensor, *sizes: int | None) -> None:
-    """Raises ValueError unless x has these sizes; None allows any."""
+    """Raises ValueError unless x is a tensor of these sizes; None allows any."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} is a {type(x).__name__}; it must be a tensor")
     if x.dim() != len(sizes) or any(
         want is not None and have != want for have, want in zip(x.shape, sizes, strict=True)
     ):

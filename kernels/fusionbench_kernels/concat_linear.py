@@ -49,6 +49,8 @@ def project_into(
     For inference: raises RuntimeError where a gradient would be needed (``concat_projected`` has one). Raises
     ValueError that names the argument.
     """
+    x, weight, bias = autocast(x, weight, bias)
+    norm = _settled_norm("norm", norm)
     checks.shaped("x", x, None, None, None)
     checks.shaped("out", out, x.shape[0], None, weight.shape[0])
     if not 0 <= offset <= out.shape[1] - x.shape[1]:
@@ -73,7 +75,7 @@ def concat_projected(
     Raises ValueError that names the argument.
     """
     a, b, weight_a, weight_b, bias_a, bias_b = autocast(a, b, weight_a, weight_b, bias_a, bias_b)
-    norm_a, norm_b = (norm and (*autocast(*norm[:2]), norm[2]) for norm in (norm_a, norm_b))
+    norm_a, norm_b = (_settled_norm(name, norm) for name, norm in (("norm_a", norm_a), ("norm_b", norm_b)))
     checks.shaped("a", a, None, None, None)
     checks.shaped("b", b, a.shape[0], None, None)
     _check_projection("_a", a, weight_a, bias_a, norm_a)
@@ -84,6 +86,14 @@ def concat_projected(
         a, b, weight_a, weight_b, bias_a, bias_b, gamma_a, beta_a, gamma_b, beta_b, eps_a, eps_b
     )
     return out
+
+
+def _settled_norm(name: str, norm: Norm | None) -> Norm | None:
+    if norm is None:
+        return None
+    if not isinstance(norm, tuple) or len(norm) != 3:
+        raise ValueError(f"{name} is a {type(norm).__name__}; it must be a tuple (gamma, beta, eps)")
+    return (*autocast(*norm[:2]), norm[2])
 
 
 def _check_projection(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .runtime import cdiv, launch, operator, target, uses_triton
+from .runtime import autocast, cdiv, launch, operator, target, uses_triton
 from .table import require
 
 
@@ -18,6 +18,7 @@ def concat_tokens(a: Tensor, b: Tensor) -> Tensor:
     Every element is read and written once, as by ``torch.cat``: there is nothing to gain but the launch. Raises
     ValueError that names the argument which does not fit.
     """
+    a, b = autocast(a, b)
     checks.shaped("a", a, None, None, None)
     checks.shaped("b", b, a.shape[0], None, a.shape[2])
     checks.alike(a=a, b=b)

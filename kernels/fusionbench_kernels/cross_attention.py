@@ -40,9 +40,10 @@ def cross_attention(
 
     Returns out [B, H, Lq, d], with ``return_lse`` also the natural log-sum-exp of each row [B, H, Lq] float32
     (float64 for float64), differentiable. A row without keys gives 0, -inf and zero gradients; keys that take no
-    part may hold NaN. There is one derivative: no double backward, no ``torch.func.grad``.
+    part may hold NaN. There is one derivative, in reverse: no double backward, no ``torch.func``.
 
-    ``variant`` forces a kernel where ``choice`` would pick another; ``splits`` with "split" the number of splits.
+    An autocast region casts the operands, as it does for SDPA. ``variant`` forces a kernel on a GPU where ``choice``
+    would pick another; ``splits`` with "split" the number of splits.
     The first "descriptor" of a process checks that kernel on its GPU, which takes several seconds, and raises
     RuntimeError where it fails.
     On a CPU the same is computed by plain PyTorch. Raises ValueError that names the argument which does not fit.
@@ -72,6 +73,8 @@ def choice(
 
     "pytorch" where none does: on a CPU, and in float64.
     """
+    _check(q, k, k if v is None else v, key_padding_mask, None, bias)
+    check_variant(variant, splits)
     if not uses_triton(q, k):
         return Choice("pytorch", Config({}, 0, 0), reason=without_kernel(q))
     scale = q.shape[-1] ** -0.5 if scale is None else scale

@@ -53,6 +53,8 @@ def int8_linear(
 
     Raises ValueError that names the argument which does not fit, RuntimeError in a backward pass.
     """
+    if not isinstance(weight, Int8Weight):
+        raise ValueError(f"weight is a {type(weight).__name__}; it must be an Int8Weight (Int8Weight.quantize)")
     gamma, beta, eps = norm if norm is not None else (None, None, 0.0)
     _check(x, weight, bias, residual, gamma, beta)
     count, outputs = math.prod(x.shape[:-1]), weight.values.shape[0]

@@ -75,7 +75,7 @@ def projected_cross_attention(
     """linear(attention(linear(x), k, v)) without q, and where it fits without o, in memory; differentiable.
 
     x [B, Lq, Dx], k and v [B, H, Lk, d] already projected, weights as ``nn.Linear`` holds them: q_weight [H·d, Dx],
-    q_bias [H·d], out_weight [Dx', H·d], out_bias [Dx'] -> [B, Lq, Dx']. All of one type, any strides, d 8 … 256.
+    q_bias [H·d], out_weight [Dx', H·d], out_bias [Dx'] -> [B, Lq, Dx']. All of one type, any strides, d up to 256.
     ``key_padding_mask`` [B, Lk] bool, True at keys that take part; a sample without any gives out_bias.
 
     The backward pass recomputes: q by a matmul, attention by ``cross_attention``'s kernels, which then differentiate

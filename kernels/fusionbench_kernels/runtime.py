@@ -178,12 +178,12 @@ def settled(device: torch.device) -> AbstractContextManager[Any]:
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors as an autocast region wants the operands of a product: floating ones but float64 in its type."""
-    device = next(x.device for x in tensors if x is not None)
-    if not _autocasts(device):
+    device = next((x.device for x in tensors if isinstance(x, Tensor)), None)
+    if device is None or not _autocasts(device):
         return tensors
     wanted = torch.get_autocast_dtype(device.type)
     low = (torch.float32, torch.float16, torch.bfloat16)
-    return tuple(x.to(wanted) if x is not None and x.dtype in low else x for x in tensors)
+    return tuple(x.to(wanted) if isinstance(x, Tensor) and x.dtype in low else x for x in tensors)
 
 
 def _autocasts(device: torch.device) -> bool:

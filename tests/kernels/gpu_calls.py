@@ -203,6 +203,7 @@ SANITIZED = (
     "resident, keys in one program backward",
     "split, queries in one program backward",
     "both ways, one-pass backward",
+    "both ways, backward by side",
     "projections inside, one kernel",
     "projections absorbed",
     "int8",

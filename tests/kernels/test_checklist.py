@@ -555,7 +555,7 @@ KERNELS = {"streaming": "streaming_forward", "split": "streaming_forward", "resi
 def test_row_19_the_kernel_that_was_asked_for_is_the_one_that_runs(
     variant: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Which kernel a baseline of the benchmark launched is read from its trace by fusionbench itself (meters/trace).
+    # Which kernel a baseline of the benchmark launched is read from its trace by fusionbench itself (meters/memory).
     names = kernels_launched(monkeypatch)
     with tiled("two-pass"):
         case = make(9, 40, 16, device=device)

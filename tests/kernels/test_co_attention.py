@@ -127,7 +127,7 @@ def test_odd_sizes(text: int, image: int, masks: bool, dtype: torch.dtype, devic
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("d", [8, 16, 40, 64, 80])  # 80 takes the backward in two passes
+@pytest.mark.parametrize("d", [8, 16, 40, 64, 80, 192, 256])  # 80 takes the backward in two passes
 def test_head_dims(d: int, dtype: torch.dtype, device: str) -> None:
     c = case(13, 37, d, dtype, device, masks=True)
     assert_as_good_as_eager(kernels(c), c)

@@ -23,7 +23,7 @@ from tests.kernels.attention_cases import (
 from tests.kernels.conftest import needs_gpu
 
 KEYS = (0, 1, 15, 16, 17, 63, 64, 65, 76, 77, 78, 127, 128, 129)
-HEAD_DIMS = (1, 7, 8, 24, 40, 64, 72, 80, 96, 128, 160)
+HEAD_DIMS = (1, 7, 8, 24, 40, 64, 72, 80, 96, 128, 160, 192, 256)
 DTYPES = (torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=needs_gpu))
 # Every count in fp32; the other types share its tails and differ in their products.
 TAILS = [
@@ -47,6 +47,15 @@ def test_every_variant_handles_tails_of_keys(variant: str, keys: int, dtype: tor
         return
     with tiled("two-pass", 16, backward_edge=64):
         check(make(17, keys, dtype=dtype, device=device), variant=variant, **SPLITS.get(variant, {}))
+
+
+def test_one_key_more_than_a_program_holds(device: str) -> None:
+    case = make(17, 257, heads=1, device=device)
+    with tiled("two-pass", 64):
+        check(case, variant="auto")
+        check(case, variant="streaming")
+        with pytest.raises(ValueError, match="holds 1 to 256 keys"):
+            check(case, variant="resident")
 
 
 @pytest.mark.parametrize(("keys", "dtype"), TAILS[1:])
@@ -92,7 +101,7 @@ def test_the_grid_has_split_heads_and_split_keys_and_neither() -> None:
     streaming, resident = SMALL["streaming_forward"], SMALL["resident_forward"]
     assert {d: head_tiles(d, streaming) for d in HEAD_DIMS} == {
         1: (16, 0), 7: (16, 0), 8: (16, 0), 24: (32, 0), 40: (32, 16), 64: (64, 0), 72: (64, 16), 80: (64, 16), 96: (64, 32), 128: (128, 0),
-        160: (128, 32),
+        160: (128, 32), 192: (128, 64), 256: (256, 0),
     }  # fmt: skip
     assert {n: key_tiles(n, resident) for n in (1, 17, 65, 77, 128, 129)} == {
         1: (16, 0), 17: (32, 0), 65: (64, 16), 77: (64, 16), 128: (128, 0), 129: (128, 16),

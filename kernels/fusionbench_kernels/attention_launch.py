@@ -10,7 +10,7 @@ from torch import Tensor
 from . import descriptor, dispatch
 from .dispatch import Choice, Sizes, head_tiles, key_tiles, padded_edge
 from .names import Variant
-from .runtime import cdiv, launch, of_eights, power_of_two, precision, target
+from .runtime import cdiv, dense, launch, of_eights, power_of_two, precision, target
 from .table import find, require
 
 
@@ -28,7 +28,7 @@ def forward(
     """The kernels' launch: shapes as in ``cross_attention``, bias expanded to [B, H, Lq, Lk]."""
     picked = choose(q, k, v, mask, bias, scale, variant, splits)
     out, lse = empty(q)
-    lens = _contiguous(lens)
+    lens = dense(lens)
     if picked.variant == "descriptor":
         descriptor.descriptor_launch(q, k, v, out, lse, mask, lens, bias, scale, picked.config)
     elif picked.variant == "resident":
@@ -71,7 +71,7 @@ def _streaming(
         scale, batch, heads, group, queries, keys, picked.splits, split_keys,
         config=picked.config, EIGHTS=of_eights(q, k, v, out),
         HEAD_DIM=head_dim, MAIN=main, TAIL=tail, PACKED=picked.packed,
-        HAS_MASK=mask is not None, HAS_LENS=lens is not None, HAS_BIAS=bias is not None, PRECISION=precision(q.dtype),
+        **_flags(mask, lens, bias, q),
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def _resident(
         scale, heads, heads // k.shape[1], queries, k.shape[2], shares, tiles,
         config=picked.config, EIGHTS=of_eights(q, k, v, out),
         HEAD_DIM=head_dim, MAIN=main, TAIL=tail, KEYS_MAIN=keys_main, KEYS_TAIL=keys_tail,
-        HAS_MASK=mask is not None, HAS_LENS=lens is not None, HAS_BIAS=bias is not None, PRECISION=precision(q.dtype),
+        **_flags(mask, lens, bias, q),
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dS): the kernels' launch, in one pass over the scores where one side fits a program, else in two."""
     gradients = empty_gradients(q, k, v, wants_ds)
-    lse, lens = lse.contiguous(), _contiguous(lens)
+    lse, lens = lse.contiguous(), dense(lens)
     delta = delta_of(out, lse, dout, dlse)
     common = (q, k, v, dout, lse, delta, mask, lens, bias, scale)
     sizes = Sizes.of(q, k, bias)
@@ -153,7 +153,7 @@ def delta_of(out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> Ten
     delta = out.new_empty(out.shape[:3], dtype=torch.float32)
     config = require("backward_delta", target(out.device).arch, head_dim=head_dim)
     launch(
-        backward_delta, cdiv(delta.numel(), config.blocks["BLOCK_Q"]), out, dout, lse, _contiguous(dlse), delta,
+        backward_delta, cdiv(delta.numel(), config.blocks["BLOCK_Q"]), out, dout, lse, dense(dlse), delta,
         *out.stride(), *dout.stride(), heads, queries, delta.numel(),
         config=config, EIGHTS=of_eights(out, dout),
         HEAD_DIM=head_dim, WIDTH=power_of_two(head_dim),
@@ -259,11 +259,6 @@ def _backward_queries_resident(
         QUERIES=padded_edge(sizes.queries, config), **_flags(mask, lens, bias, q),
     )  # fmt: skip
     dq.copy_(part.sum(0))
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    """Vectors come without strides: the kernels read lens, lse and dlse element after element."""
-    return None if x is None else x.contiguous()
 
 
 def as_bytes(mask: Tensor | None) -> Tensor | None:

@@ -21,10 +21,10 @@ from .concat_tokens import forward as concat_tokens
 from .int8_attention import _empty_quantized, _statistics, attend_forward, quantize_forward
 from .int8_linear import forward as linear_forward
 from .int8_linear import quantize_forward as quantize_rows_forward
-from .int8_linear import stored
 from .names import Variant
 from .projected import ProjectedVariant
 from .projected import forward as projected
+from .runtime import aligned
 
 Where = Mapping[str, int]
 LONG, BATCH, HEADS = 1024, 2, 8
@@ -137,7 +137,7 @@ def _quantize_rows(where: Where) -> None:
 
 def _int8_matmul(where: Where) -> None:
     rows, outputs, inputs = where.get("rows", LONG), where.get("outputs", LONG), LONG
-    weight = tensor(outputs, stored(inputs), dtype=torch.int8), tensor(outputs, dtype=torch.float32)
+    weight = tensor(outputs, aligned(inputs), dtype=torch.int8), tensor(outputs, dtype=torch.float32)
     linear_forward(tensor(rows, inputs), *weight, tensor(outputs), tensor(rows, outputs), False, None, None, 0.0)
 
 

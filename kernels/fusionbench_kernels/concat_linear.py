@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import checks
 from .projected_reference import normed
-from .runtime import autocast, cdiv, launch, near, operator, precision, target, uses_triton
+from .runtime import autocast, cdiv, dense, launch, near, operator, precision, target, uses_triton
 from .table import require
 
 Norm = tuple[Tensor, Tensor, float]
@@ -170,7 +170,7 @@ def forward(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     config = require("concat_linear_forward", target(a.device).arch, bytes=a.element_size(), rows=count)
     launch(
         device.concat_linear_forward, cdiv(count, config.blocks["BLOCK_M"]) * cdiv(outputs, config.blocks["BLOCK_N"]),
-        rows_a, rows_b, weight, _dense(bias), flat,
+        rows_a, rows_b, weight, dense(bias), flat,
         *rows_a.stride(), *rows_b.stride(), *weight.stride(), *flat.stride(),
         count, outputs, rows_a.shape[1], rows_b.shape[1],
         config=config, HAS_BIAS=bias is not None, PRECISION=precision(a.dtype),
@@ -279,11 +279,7 @@ def write(
     launch(
         device.project_into_forward,
         cdiv(batch * length, config.blocks["BLOCK_M"]) * cdiv(outputs, config.blocks["BLOCK_N"]),
-        x, weight, _dense(bias), _dense(gamma), _dense(beta), out,
+        x, weight, dense(bias), dense(gamma), dense(beta), out,
         *x.stride(), *weight.stride(), *out.stride(), eps, batch, length, width, outputs,
         config=config, HAS_NORM=gamma is not None, HAS_BIAS=bias is not None, PRECISION=precision(x.dtype),
     )  # fmt: skip
-
-
-def _dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()

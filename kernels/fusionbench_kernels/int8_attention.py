@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import checks, int8_reference
 from .attention_launch import as_bytes, combine_splits, strides_of
 from .dispatch import MAX_HEAD_DIM, split_count
-from .runtime import cdiv, launch, operator, power_of_two, precision, target, uses_triton
+from .runtime import aligned, cdiv, launch, operator, power_of_two, precision, target, uses_triton
 from .table import require
 
 Granularity = Literal["token", "block"]
@@ -173,10 +173,6 @@ def _empty_quantized(k: Tensor, smooth: bool, grain: int, fp8: bool) -> tuple[Te
     mean = k.new_empty((batch, heads, head_dim) if smooth else (0,), dtype=torch.float32)
     v8 = k.new_empty((batch, heads, head_dim, aligned(count)) if fp8 else (0,), dtype=torch.float8_e4m3fn)
     return keys, scale, mean, v8, k.new_empty((batch, heads, head_dim) if fp8 else (0,), dtype=torch.float32)
-
-
-def aligned(size: int) -> int:
-    return cdiv(size, 16) * 16
 
 
 @operator("int8_attention")

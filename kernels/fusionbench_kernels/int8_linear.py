@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, int8_reference
-from .runtime import cdiv, launch, operator, power_of_two, target, uses_triton
+from .runtime import aligned, cdiv, dense, launch, operator, power_of_two, target, uses_triton
 from .table import require
 
 MAX_INPUTS = 131_072  # 127² times more than that would leave int32
@@ -34,7 +34,7 @@ class Int8Weight:
             raise ValueError(f"weight has {weight.shape[1]} inputs; it must have 1 to {MAX_INPUTS} (sums fit int32)")
         values, scale = int8_reference.quantize_rows(weight.detach())
         inputs = weight.shape[1]
-        return cls(torch.nn.functional.pad(values, (0, stored(inputs) - inputs)), scale, inputs)
+        return cls(torch.nn.functional.pad(values, (0, aligned(inputs) - inputs)), scale, inputs)
 
 
 def int8_linear(
@@ -62,11 +62,6 @@ def int8_linear(
     flat = None if residual is None else residual.reshape(count, outputs)
     out: Tensor = linear(rows, weight.values, weight.scale, bias, flat, norm is not None, gamma, beta, float(eps))
     return out.view(*x.shape[:-1], outputs)
-
-
-def stored(inputs: int) -> int:
-    """Columns that K inputs take as int8: rows of a multiple of 16 bytes load in whole vectors."""
-    return cdiv(inputs, 16) * 16
 
 
 def _check(
@@ -138,7 +133,7 @@ def forward(
     x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, norm: bool,
     gamma: Tensor | None, beta: Tensor | None, eps: float,
 ) -> Tensor:  # fmt: skip
-    """The kernels' launch: x [M, K], values [N, stored(K)], residual [M, N]."""
+    """The kernels' launch: x [M, K], values [N, aligned(K)], residual [M, N]."""
     from .device.int8_linear import int8_matmul
 
     rows, row_scale = quantize_forward(x, norm, gamma, beta, eps)
@@ -147,7 +142,7 @@ def forward(
     config = require("int8_matmul", target(x.device).arch, rows=count, outputs=outputs)
     launch(
         int8_matmul, cdiv(count, config.blocks["BLOCK_M"]) * cdiv(outputs, config.blocks["BLOCK_N"]),
-        rows, values, row_scale, scale, _whole(bias), residual, out, rows.stride(0), values.stride(0),
+        rows, values, row_scale, scale, dense(bias), residual, out, rows.stride(0), values.stride(0),
         *((0, 0) if residual is None else residual.stride()), *out.stride(), count, outputs, columns,
         config=config, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
     )  # fmt: skip
@@ -157,20 +152,16 @@ def forward(
 def quantize_forward(
     x: Tensor, norm: bool, gamma: Tensor | None, beta: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """(int8 [M, stored(K)], scale [M]): the launch of the kernel that reads x once, or per chunk if rows are long."""
+    """(int8 [M, aligned(K)], scale [M]): the launch of the kernel that reads x once, or per chunk if rows are long."""
     from .device.int8_linear import quantize_rows
 
     count, inputs = x.shape
-    values = x.new_empty((count, stored(inputs)), dtype=torch.int8)
+    values = x.new_empty((count, aligned(inputs)), dtype=torch.int8)
     scale = x.new_empty(count, dtype=torch.float32)
     config = require("quantize_rows", target(x.device).arch, inputs=inputs)
     launch(
-        quantize_rows, cdiv(count, config.blocks["BLOCK_M"]), x, _whole(gamma), _whole(beta), values, scale,
-        *x.stride(), eps, count, inputs, stored(inputs), config=config, WIDTH=max(16, power_of_two(inputs)), NORM=norm,
+        quantize_rows, cdiv(count, config.blocks["BLOCK_M"]), x, dense(gamma), dense(beta), values, scale,
+        *x.stride(), eps, count, inputs, aligned(inputs), config=config, WIDTH=max(16, power_of_two(inputs)), NORM=norm,
         HAS_GAMMA=gamma is not None, HAS_BETA=beta is not None,
     )  # fmt: skip
     return values, scale
-
-
-def _whole(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()

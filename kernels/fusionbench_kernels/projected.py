@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, projected_reference
+from .attention_launch import as_bytes, strides_of
 from .attention_launch import forward as launch_attention
 from .cross_attention import attention_backward, attention_forward
 from .dispatch import MAX_HEAD_DIM, RESIDENT_KEYS, padded_edge
@@ -34,6 +35,7 @@ from .projected_reference import merge_heads, split_heads
 from .runtime import (
     autocast,
     cdiv,
+    dense,
     launch,
     near,
     of_eights,
@@ -244,8 +246,8 @@ def _one_kernel(
     (batch, queries, width), outputs, out = x.shape, out_weight.shape[0], _empty(x, out_weight)
     launch(
         device.projected_forward, batch * cdiv(queries, config.blocks["BLOCK_Q"]),
-        x, k, v, _bytes(mask), q_weight, _dense(q_bias), out_weight, _dense(out_bias), out,
-        *x.stride(), *k.stride(), *v.stride(), *_strides(mask), *q_weight.stride(), *out_weight.stride(),
+        x, k, v, as_bytes(mask), q_weight, dense(q_bias), out_weight, dense(out_bias), out,
+        *x.stride(), *k.stride(), *v.stride(), *strides_of(mask, 2), *q_weight.stride(), *out_weight.stride(),
         *out.stride(), scale, k.shape[1], queries, k.shape[2], width, outputs,
         config=config, **_tiles(k, config), PIECES=cdiv(outputs, config.blocks["BLOCK_N"]),
         EIGHTS=of_eights(x, k, v, q_weight, out_weight),
@@ -264,22 +266,10 @@ def _heads(
     out = x.new_empty((batch, queries, heads, head_dim))
     launch(
         device.projected_heads, batch * heads * cdiv(queries, config.blocks["BLOCK_Q"]),
-        x, k, v, _bytes(mask), q_weight, _dense(q_bias), out,
-        *x.stride(), *k.stride(), *v.stride(), *_strides(mask), *q_weight.stride(), *out.stride(),
+        x, k, v, as_bytes(mask), q_weight, dense(q_bias), out,
+        *x.stride(), *k.stride(), *v.stride(), *strides_of(mask, 2), *q_weight.stride(), *out.stride(),
         scale, heads, queries, keys, width,
         config=config, **_tiles(k, config), EIGHTS=of_eights(x, k, v, q_weight), HAS_MASK=mask is not None,
         HAS_BQ=q_bias is not None, PRECISION=precision(x.dtype),
     )  # fmt: skip
     return out.flatten(2)
-
-
-def _bytes(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.view(torch.uint8)
-
-
-def _dense(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.contiguous()
-
-
-def _strides(mask: Tensor | None) -> tuple[int, ...]:
-    return (0, 0) if mask is None else mask.stride()

@@ -218,6 +218,16 @@ def of_eights(*tensors: Tensor) -> bool:
     return all(stride % 8 == 0 for stride in strides) and any(stride % 16 for stride in strides)
 
 
+def dense(x: Tensor | None) -> Tensor | None:
+    """A vector as the kernels read it, which take no stride for it: element after element."""
+    return None if x is None else x.contiguous()
+
+
+def aligned(size: int) -> int:
+    """Elements up to whole multiples of 16: rows of 8-bit numbers then load in whole vectors."""
+    return cdiv(size, 16) * 16
+
+
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 

@@ -17,13 +17,14 @@ from .attention_launch import backward, combine_splits, forward
 from .co_attention import Output, Side
 from .concat_linear import forward as concat_linear
 from .concat_linear import write as project_into
-from .int8_attention import PART_KEYS, _statistics, aligned, attend_forward, quantize_forward
+from .int8_attention import PART_KEYS, _statistics, attend_forward, quantize_forward
 from .int8_linear import Int8Weight
 from .int8_linear import forward as int8_linear
 from .int8_linear import quantize_forward as quantize_rows
 from .names import Variant
 from .projected import ProjectedVariant
 from .projected import forward as projected
+from .runtime import aligned
 
 BATCH, HEADS = 2, 8
 LONG = {2: 4096, 4: 1024}  # tokens where a row sets no bound, by bytes of an element

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusionbench_kernels import AbsorbedContext, absorb, absorbed_cross_attention, absorption_pays, projected_reference
+from tests.kernels.projected_cases import made, padding
 
 BF16 = pytest.param(
     torch.bfloat16,
@@ -25,25 +26,6 @@ SIZES = [
     (63, 17, 24, 48, 1, 40, True),
     (7, 77, 40, 40, 2, 16, True),
 ]
-
-
-def made(sizes: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
-    """x, k, v, q_weight, q_bias, out_weight, out_bias with scores of deviation one to two."""
-    queries, keys, width, outputs, heads, d = sizes[:6]
-    g = torch.Generator().manual_seed(queries + 7 * keys)
-    inner = heads * d
-    shapes = [(2, queries, width), (2, heads, keys, d), (2, heads, keys, d), (inner, width), (inner,)]
-    shapes += [(outputs, inner), (outputs,)]
-    scales = [1, 1.5, 1, width**-0.5, 0.5, inner**-0.5, 0.5]
-    return tuple(
-        (torch.randn(shape, generator=g) * s).to(dtype).to(device) for shape, s in zip(shapes, scales, strict=True)
-    )
-
-
-def padding(keys: int, device: str) -> Tensor:
-    """The first sample keeps every third key away, the second has none at all."""
-    mask = torch.arange(keys) % 3 != 1
-    return torch.stack([mask, torch.zeros(keys, dtype=torch.bool)]).to(device)
 
 
 def truth_and_bound(inputs: tuple[Tensor, ...], mask: Tensor | None) -> tuple[Tensor, Tensor]:

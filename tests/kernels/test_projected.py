@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusionbench_kernels import cross_attention, projected_choice, projected_cross_attention
 from fusionbench_kernels.projected_reference import merge_heads, split_heads
+from tests.kernels.projected_cases import made, padding
 
 BF16 = pytest.param(
     torch.bfloat16,
@@ -26,25 +27,6 @@ SIZES = [
     (63, 17, 24, 48, 1, 40, True),
     (7, 77, 40, 40, 2, 16, True),
 ]
-
-
-def made(sizes: tuple[int, ...], dtype: torch.dtype, device: str, batch: int = 2) -> tuple[Tensor, ...]:
-    """x, k, v, q_weight, q_bias, out_weight, out_bias with scores of deviation one to two."""
-    queries, keys, width, outputs, heads, d = sizes[:6]
-    g = torch.Generator().manual_seed(queries + 7 * keys)
-    inner = heads * d
-    shapes = [(batch, queries, width), (batch, heads, keys, d), (batch, heads, keys, d), (inner, width), (inner,)]
-    shapes += [(outputs, inner), (outputs,)]
-    scales = [1, 1.5, 1, width**-0.5, 0.5, inner**-0.5, 0.5]
-    return tuple(
-        (torch.randn(shape, generator=g) * s).to(dtype).to(device) for shape, s in zip(shapes, scales, strict=True)
-    )
-
-
-def padding(keys: int, device: str) -> Tensor:
-    """The first sample keeps every third key away, the second has none at all."""
-    mask = torch.arange(keys) % 3 != 1
-    return torch.stack([mask, torch.zeros(keys, dtype=torch.bool)]).to(device)
 
 
 def eager(

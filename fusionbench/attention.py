@@ -16,16 +16,21 @@ from torch.utils.checkpoint import checkpoint
 from .errors import FusionbenchError
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, impl: str, mask: Tensor | None = None) -> Tensor:
-    """Attention of every query over the keys that ``mask`` lets through; non-causal, scale 1/√d.
+def attend(q: Tensor, k: Tensor, v: Tensor, impl: str, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+    """Attention of every query over the keys that ``mask`` lets through; scale 1/√d.
 
-    q [B, H, Lq, d], k and v [B, H, Lk, d], mask [B, Lk] bool, True at keys that take part.
-    Returns [B, H, Lq, d]. A row whose keys are all masked gives 0. Raises FusionbenchError
-    for an impl without code here.
+    q [B, H, Lq, d], k and v [B, Hk, Lk, d] with H a multiple of Hk (query heads in groups share a key head), mask
+    [B, Lk] bool, True at keys that take part. ``causal`` hides from each query the keys behind it, the last query
+    seeing all of them. Returns [B, H, Lq, d]. A row whose keys are all masked gives 0. Raises FusionbenchError for
+    an impl without code here, and for causal attention in one that has none.
     """
     if impl not in _IMPLS:
         raise FusionbenchError(f"attention has no '{impl}' impl (has: {', '.join(_IMPLS)})")
-    return _IMPLS[impl](q, k, v, mask)
+    if not causal:
+        return _IMPLS[impl](q, k, v, mask)
+    if impl not in _CAUSAL:
+        raise FusionbenchError(f"attention has no causal '{impl}' impl (has: {', '.join(_CAUSAL)})")
+    return _CAUSAL[impl](q, k, v, mask)
 
 
 def probabilities(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -33,20 +38,47 @@ def probabilities(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return scores.softmax(dim=-1)
     # Filling twice keeps a fully masked row at 0 in the forward and in the backward pass: softmax alone gives NaN.
-    return scores.masked_fill(~mask, -math.inf).softmax(dim=-1).masked_fill(~mask, 0.0)
+    hidden = ~mask
+    return scores.masked_fill(hidden, -math.inf).softmax(dim=-1).masked_fill(hidden, 0.0)
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    return _by_rows(q, k, v, None if mask is None else mask[:, None, None, :])
+
+
+def _eager_causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    return _by_rows(q, k, v, _behind(q, k, mask))
+
+
+def _behind(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """[Lq, Lk], or [B, 1, Lq, Lk] with a mask: True at keys not behind the query; the last query sees the last key."""
+    queries, keys = q.shape[2], k.shape[2]
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    return seen if mask is None else seen & mask[:, None, None, :]
+
+
+def _by_rows(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
     rows = max(1, _chunk.get() // (q.shape[0] * q.shape[1] * max(1, k.shape[2])))
     if rows >= q.shape[2]:
-        return _unfused(q, k, v, mask)
-    parts = [checkpoint(_unfused, part, k, v, mask, use_reentrant=False) for part in torch.split(q, rows, dim=2)]
+        return _unfused(q, k, v, seen)
+    per_query = seen is not None and seen.shape[-2] > 1
+    parts = []
+    for start in range(0, q.shape[2], rows):
+        some = seen[..., start : start + rows, :] if per_query and seen is not None else seen
+        parts.append(checkpoint(_unfused, q[:, :, start : start + rows], k, v, some, use_reentrant=False))
     return torch.cat(parts, dim=2)
 
 
-def _unfused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, H, Lq, Lk]
-    return probabilities(scores, None if mask is None else mask[:, None, None, :]) @ v
+def _unfused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """``seen`` is broadcastable to the scores [B, H, Lq, Lk]."""
+    shape, shared = q.shape, k.shape[1]
+    q = (q * q.shape[-1] ** -0.5).unflatten(1, (shared, -1)).flatten(2, 3)  # [B, Hk, G·Lq, d]
+    scores = (q @ k.transpose(-2, -1)).view(*shape[:3], -1)
+    if seen is not None and seen.dim() == 2:  # causal alone leaves every query a key
+        p = scores.masked_fill(~seen, -math.inf).softmax(dim=-1)
+    else:
+        p = probabilities(scores, seen)
+    return (p.view(*q.shape[:3], -1) @ v).view(shape)
 
 
 _chunk: ContextVar[int] = ContextVar("chunk", default=2**62)
@@ -63,17 +95,48 @@ def in_chunks(scores: int = 2**26) -> Iterator[None]:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None, :])
+    seen = None if mask is None else mask[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=k.shape[1] != q.shape[1])
+
+
+def _sdpa_causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    grouped = k.shape[1] != q.shape[1]
+    if mask is None and q.shape[2] == k.shape[2]:  # is_causal aligns at the first key, which is the same for squares
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, _behind(q, k, mask), enable_gqa=grouped)
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    grouped = k.shape[1] != q.shape[1]
     if mask is None:
-        return compiled_flex()(q, k, v)
+        return compiled_flex()(q, k, v, enable_gqa=grouped)
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
         return torch.where(mask[b, k_index], score, -math.inf)
 
-    return compiled_flex()(q, k, v, score_mod=score_mod)
+    return compiled_flex()(q, k, v, score_mod=score_mod, enable_gqa=grouped)
+
+
+def _flex_causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    blocks, grouped = _blocks_behind(q.shape[2], k.shape[2], str(q.device)), k.shape[1] != q.shape[1]
+    if mask is None:
+        return compiled_flex()(q, k, v, block_mask=blocks, enable_gqa=grouped)
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
+        return torch.where(mask[b, k_index], score, -math.inf)
+
+    return compiled_flex()(q, k, v, score_mod=score_mod, block_mask=blocks, enable_gqa=grouped)
+
+
+@functools.cache
+def _blocks_behind(queries: int, keys: int, device: str) -> object:
+    """Which blocks of scores causal attention needs at all; made once per length, as a model does."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def behind(b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
+        return q_index + (keys - queries) >= k_index
+
+    return create_block_mask(behind, None, None, queries, keys, device)
 
 
 @functools.cache
@@ -115,6 +178,12 @@ _IMPLS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
     "triton": _triton,
     "triton_int8": _triton_int8,
     "sage": _sage,
+}
+
+_CAUSAL: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
+    "eager": _eager_causal,
+    "sdpa": _sdpa_causal,
+    "flex": _flex_causal,
 }
 
 

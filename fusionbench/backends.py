@@ -80,6 +80,8 @@ def refusal(strategy: Strategy, backend: Backend, case: Case) -> str | None:
     shape = case.shape
     if shape.width % shape.heads:
         return f"width {shape.width} is not a multiple of {shape.heads} heads"
+    if case.design.kv_heads and shape.heads % case.design.kv_heads:
+        return f"{shape.heads} heads cannot share {case.design.kv_heads} key heads evenly"
     reason = _dtype_refusal(backend, case) or backend.refuses(case) or strategy.refusal(case)
     quantises_linears_alone = backend.int8 and backend.impl not in ("triton_int8", "sage")
     if reason is None and quantises_linears_alone and strategy.costs(case, "eager").params == 0:
@@ -147,7 +149,16 @@ def _triton_refuses(case: Case) -> str | None:
     head_dim = case.shape.width // case.shape.heads
     if head_dim > 256:
         return f"fusionbench_kernels takes head dims up to 256, not {head_dim}"
+    if case.design.causal:
+        return "fusionbench_kernels has no causal attention"
     return None
+
+
+def _projected_refuses(case: Case) -> str | None:
+    d = case.design
+    if d.kv_heads or d.qk_norm or not (d.qkv_bias and d.out_bias):
+        return "attention with its projections inside takes no shared key heads, no norms of heads, and has biases"
+    return _triton_refuses(case)
 
 
 def _absorbed_refuses(case: Case) -> str | None:
@@ -155,12 +166,14 @@ def _absorbed_refuses(case: Case) -> str | None:
         return "absorbed attention is for inference: its products of weights have no gradients"
     if case.dtype not in ("fp16", "bf16"):
         return f"absorbed attention has kernels for fp16 and bf16, not for {case.dtype}"
-    return _triton_refuses(case)
+    return _projected_refuses(case)
 
 
 def _sage_refuses(case: Case) -> str | None:
     if case.device == "cpu":
         return "sageattention has kernels for CUDA only"
+    if case.design.causal:
+        return "causal attention is not offered to sageattention here"
     if case.mode == "fwd_bwd" or case.padding:
         return "sageattention has no backward pass" if case.mode == "fwd_bwd" else "sageattention takes no padding mask"
     if case.shape.width // case.shape.heads > 128:
@@ -211,7 +224,7 @@ _ALL = (
             _quantize, transforms=True, int8=True),
     Backend("triton", "triton", "hand-written Triton kernels", _triton_refuses),
     Backend("triton-projected", "triton_projected", "Triton: attention with its query and output projections inside",
-            _triton_refuses),
+            _projected_refuses),
     Backend("triton-absorbed", "triton_absorbed", "Triton: projections multiplied into keys and values, in every call",
             _absorbed_refuses),
     Backend("triton-int8", "triton_int8", "Triton: W8A8 as in int8, attention scores in int8, too",

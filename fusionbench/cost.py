@@ -66,6 +66,11 @@ def layer_norm(rows: int, width: int, *, saves_input: bool = True) -> Cost:
     )
 
 
+def rms_norm(rows: int, width: int) -> Cost:
+    """RMSNorm with affine weights, as the fused kernel of CUDA keeps it: its input, and 1/rms in fp32."""
+    return Cost(params=width, weights_read=width, saved=rows * width, saved_bytes=4 * rows)
+
+
 def product(batch: int, rows: int, inner: int, columns: int) -> Cost:
     """``batch`` products [rows, inner] x [inner, columns] of activations; who keeps the operands is the caller's."""
     flops = 2 * batch * rows * inner * columns
@@ -88,13 +93,17 @@ def embedding(rows: int, vocabulary: int, width: int) -> Cost:
     )
 
 
-def attention(batch: int, queries: int, keys: int, width: int, heads: int, impl: str) -> Cost:
+def attention(
+    batch: int, queries: int, keys: int, width: int, heads: int, impl: str, kv_width: int | None = None
+) -> Cost:
     """softmax(QKᵀ/√d)V over ``heads`` heads of ``width`` together, without its projections.
 
     ``eager`` writes scores and probabilities to memory and keeps the probabilities; every other
-    impl is counted as flash attention: only Q, K, V, the output and a log-sum-exp per row.
+    impl is counted as flash attention: only Q, K, V, the output and a log-sum-exp per row. ``kv_width`` is the
+    width of keys and of values where groups of heads share them. Causal attention counts as dense.
     """
-    q, kv, scores = batch * queries * width, 2 * batch * keys * width, batch * heads * queries * keys
+    q, kv = batch * queries * width, 2 * batch * keys * (kv_width or width)
+    scores = batch * heads * queries * keys
     flops = 4 * batch * queries * keys * width
     eager = impl == "eager"
     return Cost(

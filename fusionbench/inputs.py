@@ -9,13 +9,15 @@ from torch import Tensor
 
 from .registry import Inputs, Strategy
 from .spec import Case
+from .streams import MERGED
 
 
 def make_inputs(strategy: Strategy, case: Case, seed: int, dtype: torch.dtype, device: torch.device | str) -> Inputs:
     """Inputs of ``case`` in ``dtype`` on ``device``: image [B, Li, image_width], text [B, Lt, text_width].
 
-    A strategy with ``inputs`` of its own makes its own image and text, and says by ``requires_grad`` which of
-    them want a gradient; of the default tokens both do in mode ``fwd_bwd``. Masks are None without padding.
+    Projector ``patch_merge`` makes each image token of 4, so 4·Li come in. A strategy with ``inputs`` of its own
+    makes its own image and text, and says by ``requires_grad`` which of them want a gradient; of the default tokens
+    both do in mode ``fwd_bwd``. Masks are None without padding.
     """
     s, generator = case.shape, torch.Generator().manual_seed(seed)
     made = (strategy.inputs or _tokens)(case, generator)
@@ -50,5 +52,6 @@ def padding_mask(batch: int, tokens: int, padding: float, device: torch.device |
 
 def _tokens(case: Case, generator: torch.Generator) -> Inputs:
     s = case.shape
-    image = torch.randn(s.batch, s.image, s.image_width, generator=generator, requires_grad=True)
+    patches = s.image * (MERGED if case.projector == "patch_merge" else 1)
+    image = torch.randn(s.batch, patches, s.image_width, generator=generator, requires_grad=True)
     return Inputs(image, torch.randn(s.batch, s.text, s.text_width, generator=generator, requires_grad=True))

@@ -29,7 +29,10 @@ Refusal = Callable[..., str | None]  # (case, **options) -> the reason why a cas
 InputsFunction = Callable[[Case, torch.Generator], "Inputs"]
 
 STRATEGIES = "strategies"  # the folder below this package whose files register themselves
-MEASURING = ("attention", "blocks", "backends", "int8", "inputs", "subject", "verify", "worker", "cost", "stats")
+MEASURING = (
+    "attention", "parts", "streams", "blocks", "backends", "int8", "inputs", "subject", "verify", "worker", "cost",
+    "stats",
+)  # fmt: skip
 ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton", "triton_int8", "sage")
 
 

@@ -11,7 +11,9 @@ from .errors import FusionbenchError
 
 Mode = Literal["fwd", "fwd_bwd"]
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
-Projector = Literal["identity", "linear", "linear_norm", "mlp"]
+Projector = Literal["identity", "linear", "linear_norm", "mlp", "patch_merge"]
+Norm = Literal["layer", "rms"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "swiglu", "geglu"]
 Timer = Literal["event", "graph"]
 
 MODES: tuple[str, ...] = get_args(Mode)
@@ -20,11 +22,14 @@ PROJECTORS: tuple[str, ...] = get_args(Projector)
 
 # The one shape of a name: safe as a file name, in HTML, in a shell and in a CSV cell.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}\Z"
+PRESET_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9_.:+-]{0,63})?\Z"  # as a name, or none; + joins two encoders
 DEVICE_PATTERN = r"^(cpu|cuda(:[0-9]{1,3})?)\Z"
 
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=1024)]
+Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+PresetName = Annotated[str, Meta(pattern=PRESET_PATTERN)]
 Device = Annotated[str, Meta(pattern=DEVICE_PATTERN)]
 Fraction = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
@@ -34,7 +39,8 @@ class Shape(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=T
 
     ``image`` [batch, image, image_width] and ``text`` [batch, text, text_width] are the inputs,
     ``width`` the inner width of attention (heads x head dim), ``depth`` the number of
-    layers where a strategy stacks them, ``ffn`` the feed-forward ratio (0: attention sub-layer only).
+    layers where a strategy stacks them, ``ffn`` the feed-forward ratio (0: attention sub-layer only),
+    ``hidden`` the feed-forward width itself, where it is no multiple of the stream's (0: ``ffn`` x width).
     """
 
     batch: Size
@@ -46,19 +52,65 @@ class Shape(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=T
     heads: Size
     depth: Count = 1
     ffn: Count = 4
+    hidden: Natural = 0
 
     @property
     def key(self) -> str:
+        ffn = f"u{self.hidden}" if self.hidden else f"f{self.ffn}"
         return (
             f"b{self.batch}-i{self.image}x{self.image_width}-t{self.text}x{self.text_width}"
-            f"-w{self.width}-h{self.heads}-n{self.depth}-f{self.ffn}"
+            f"-w{self.width}-h{self.heads}-n{self.depth}-{ffn}"
         )
+
+    def units(self, width: int) -> int:
+        """The feed-forward width of a stream of ``width``; 0: it has no feed-forward layer."""
+        return self.hidden or self.ffn * width
+
+
+class Design(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True, omit_defaults=True):
+    """How layers are built. The defaults are the plain layer: pre-LayerNorm, GELU, biases, nothing shared or gated.
+
+    ``kv_heads`` are the heads of keys and values (0: as many as queries), ``latents`` the learned queries or
+    bottleneck tokens of strategies that have some (0: the strategy's own number), ``image_hidden`` the image
+    stream's feed-forward width where it differs, ``rope`` the share of each head dim that is rotated, ``eps`` the
+    norms'. ``projects`` says which modality the projector brings to the other's width: both go to the shape's
+    ``width``, ``image`` alone to the text's.
+    """
+
+    norm: Norm = "layer"
+    post_norm: bool = False
+    activation: Activation = "gelu"
+    kv_heads: Count = 0
+    qk_norm: Literal["", "layer", "rms"] = ""
+    gated: bool = False
+    qkv_bias: bool = True
+    out_bias: bool = True
+    ffn_bias: bool = True
+    causal: bool = False
+    rope: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    latents: Count = 0
+    image_hidden: Natural = 0
+    projects: Literal["both", "image"] = "both"
+    eps: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-5
+
+    @property
+    def key(self) -> str:
+        """What departs from the defaults, as ``norm=rms,causal=1``; empty for the plain layer."""
+        return ",".join(
+            f"{name}={value:g}" if isinstance(value, float | bool) else f"{name}={value}"
+            for name in self.__struct_fields__
+            if (value := getattr(self, name)) != getattr(PLAIN, name)
+        )
+
+
+PLAIN = Design()
 
 
 class Case(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
     """A shape together with the conditions under which it is measured.
 
-    ``padding`` is the largest share of a sample's tokens that is padding; 0 means no mask at all.
+    ``padding`` is the largest share of a sample's tokens that is padding; 0 means no mask at all. ``preset`` names
+    the system whose sizes these are, ``shrink`` by how much they were divided (8: the preset at 1/8).
     """
 
     shape: Shape
@@ -68,12 +120,17 @@ class Case(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=Tr
     projector: Projector = "linear"
     type_embedding: bool = False
     padding: Fraction = 0.0
+    design: Design = PLAIN
+    preset: PresetName = ""
+    shrink: Size = 1
 
     @property
     def key(self) -> str:
         front = self.projector + ("+type" if self.type_embedding else "")
         front += f"+pad{self.padding:g}" if self.padding else ""
-        return f"{self.shape.key}/{front}/{self.dtype}/{self.device}/{self.mode}"
+        preset = f"{self.preset}{f'@1:{self.shrink}' if self.shrink > 1 else ''}/" if self.preset else ""
+        design = f"{self.design.key}/" if self.design != PLAIN else ""
+        return f"{preset}{self.shape.key}/{design}{front}/{self.dtype}/{self.device}/{self.mode}"
 
 
 class Job(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):

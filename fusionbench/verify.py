@@ -108,7 +108,7 @@ def _judge(
 
 def _longest_sum(shape: Shape) -> int:
     """How many numbers the longest sum of a strategy adds: over features, keys, or the rows of a weight gradient."""
-    features = max(shape.image_width, shape.text_width, max(1, shape.ffn) * shape.width)
+    features = max(shape.image_width, shape.text_width, shape.width, shape.units(shape.width))
     return max(features, shape.batch * (shape.image + shape.text))
 
 

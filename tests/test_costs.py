@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+from unittest import mock
 
 import msgspec
 import pytest
@@ -17,7 +19,7 @@ from fusionbench.cost import Cost
 from fusionbench.inputs import make_inputs
 from fusionbench.meters.flops import count_flops
 from fusionbench.registry import Inputs, Strategy, get, strategies
-from fusionbench.spec import PROJECTORS, Case, Shape
+from fusionbench.spec import PLAIN, PROJECTORS, Case, Design, Shape
 
 aten = torch.ops.aten
 
@@ -75,6 +77,27 @@ SAME_WIDTH = [
 ]
 
 
+WITH_UNITS = msgspec.structs.replace(SHAPES[4], image_width=48, hidden=20)
+
+# A strategy whose layers a design cannot reach refuses it.
+DESIGNS = {
+    "llama": Design(norm="rms", activation="swiglu", kv_heads=1, qkv_bias=False, out_bias=False, ffn_bias=False,
+                    causal=True, rope=1.0, projects="image"),
+    "bert": Design(post_norm=True, eps=1e-12),
+    "persimmon": Design(activation="relu2", qk_norm="layer", causal=True, rope=0.5, projects="image"),
+    "mllama": Design(norm="rms", activation="swiglu", qk_norm="rms", gated=True, kv_heads=2, qkv_bias=False,
+                     out_bias=False, ffn_bias=False),
+    "unet": Design(activation="geglu", qkv_bias=False),
+    "clip": Design(activation="quick_gelu"),
+    "vaswani": Design(activation="relu", post_norm=True, causal=True),
+    "gated_post": Design(activation="gelu_tanh", post_norm=True, gated=True, out_bias=False),
+}  # fmt: skip
+BY_DESIGN = [
+    Case(shape=(SHAPES[3], WITH_UNITS)[i % 2], projector=("linear", "patch_merge")[i // 2 % 2], design=design)
+    for i, design in enumerate(DESIGNS.values())
+]
+
+
 def accepted(impls: Iterable[str]) -> list[ParameterSet]:
     """Every strategy x impl x case that the strategy does not refuse, with a readable id."""
     return [
@@ -82,8 +105,8 @@ def accepted(impls: Iterable[str]) -> list[ParameterSet]:
         for name, entry in strategies().items()
         for impl in impls
         if impl in entry.impls
-        for case in (with_gradient(entry, case) for case in CASES + SAME_WIDTH)
-        if not entry.refusal(case)
+        for case in (with_gradient(entry, case) for case in CASES + SAME_WIDTH + BY_DESIGN)
+        if not entry.refusal(case) and not (impl == "triton" and case.design.causal)
     ]
 
 
@@ -93,7 +116,12 @@ def with_gradient(entry: Strategy, case: Case) -> Case:
     return wanted if not entry.refusal(wanted) else msgspec.structs.replace(case, mode="fwd")
 
 
-INFERENCE = accepted(("triton_projected", "triton_absorbed", "triton_int8"))
+def plain(impls: Iterable[str]) -> list[ParameterSet]:
+    """As ``accepted``, without the cases that have a design: kernels with projections inside take none."""
+    return [p for p in accepted(impls) if p.values[2].design == PLAIN]  # type: ignore[attr-defined]
+
+
+INFERENCE = plain(("triton_projected", "triton_absorbed", "triton_int8"))
 EVERYTHING = accepted(("eager", "sdpa", "triton"))
 everything = pytest.mark.parametrize(("entry", "impl", "case"), EVERYTHING)
 everything_with_a_gradient = pytest.mark.parametrize(
@@ -177,10 +205,33 @@ def kept_bytes(module: nn.Module, given: Inputs) -> int:
         kept[x.untyped_storage().data_ptr()] = x
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), fused_rms_norm():
         output = module(*given.args())
     assert output is not None
     return sum(x.untyped_storage().nbytes() for address, x in kept.items() if address not in weights)
+
+
+class FusedRmsNorm(torch.autograd.Function):
+    """RMSNorm that keeps what CUDA's fused kernel keeps; on a CPU torch composes it of smaller ops."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
+        scale = (x.float().square().mean(-1, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(x, scale)
+        return x * scale * weight
+
+
+@contextlib.contextmanager
+def fused_rms_norm() -> Iterator[None]:
+    with mock.patch.object(nn.functional, "rms_norm", lambda x, _, weight, eps: FusedRmsNorm.apply(x, weight, eps)):
+        yield
+
+
+def test_the_fused_rms_norm_is_torchs() -> None:
+    norm, x = nn.RMSNorm(12, eps=1e-5), torch.randn(3, 12)
+    expected = norm(x)
+    with fused_rms_norm():
+        torch.testing.assert_close(norm(x), expected)
 
 
 ATTENDS = {
@@ -311,7 +362,7 @@ def test_attention_in_both_directions_costs_twice_one_direction() -> None:
 
 def test_concat_costs_more_than_both_directions_by_the_scores_within_each_modality() -> None:
     case = Case(shape=msgspec.structs.replace(BIG, ffn=4), projector="identity")
-    both = mutual_layer_cost(case.shape, 64, 64, "sdpa").flops
+    both = mutual_layer_cost(case, 64, 64, "sdpa").flops
     assert get("concat_attention").costs(case, "sdpa").flops - both == 4 * 2 * 64 * (36**2 + 20**2)
 
 
@@ -328,4 +379,4 @@ def test_bytes_follow_the_itemsize_except_where_a_dtype_is_fixed() -> None:
 
 
 def test_the_cases_cover_every_projector() -> None:
-    assert {case.projector for case in CASES} == set(PROJECTORS)
+    assert {case.projector for case in CASES + BY_DESIGN} == set(PROJECTORS)

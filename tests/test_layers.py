@@ -16,7 +16,7 @@ LAYERS = (
     ("errors", "spec", "stats", "cost", "collector"),
     ("record", "suite", "disk"),
     ("shard", "store", "compare", "environment"),
-    ("registry", "attention", "blocks", "int8"),
+    ("registry", "attention", "parts", "streams", "blocks", "int8"),
     ("strategies", "presets", "backends", "inputs"),
     ("plan", "meters", "subject", "verify"),
     ("worker", "runner", "engines"),
@@ -28,7 +28,9 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Rooms whose files build on each other, in this order where it matters; elsewhere a file may use any sibling.
 SAME_ROOM = {
     ("attention", "blocks"),
-    ("registry", "blocks"),
+    ("parts", "streams"),
+    ("parts", "blocks"),
+    ("streams", "blocks"),
     ("shard", "store"),
     ("subject", "verify"),
     ("meters", "verify"),

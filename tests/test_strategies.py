@@ -280,7 +280,7 @@ def test_the_order_of_image_tokens_does_not_matter_to_a_text_query() -> None:
 def test_cross_attention_of_a_sequence_with_itself_is_self_attention() -> None:
     module, given, _ = prepare("cross_attention:context_norm", projector="identity")
     layer = module.layer
-    layer.context_norm.load_state_dict(layer.norm.state_dict())
+    layer.attention.context_norm.load_state_dict(layer.attention.norm.state_dict())
     torch.testing.assert_close(module(given.text, given.text), layer(given.text))
 
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import attend
-from ..blocks import Mask, merge_heads, split_heads
+from ..blocks import merge_heads, split_heads
 from ..cost import Cost, attention
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, Inputs, strategy
-from ..spec import Case
+from ..spec import PLAIN, Case
+from ..streams import Mask
 from .co_attention_shared import affinity_cost, fused_attention, shared_attention
 
 Direction = Literal["text_to_image", "image_to_text"]
@@ -25,6 +26,8 @@ SHARPNESS = 3.0
 
 def refuses(case: Case) -> str | None:
     s = case.shape
+    if case.design != PLAIN:
+        return f"attention alone has no layers that a design could change ({case.design.key})"
     if case.projector != "identity" or case.type_embedding:
         return "attention alone has no projector and no type embedding (use projector 'identity')"
     if not s.image_width == s.text_width == s.width:

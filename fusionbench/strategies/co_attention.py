@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..blocks import Mask, MutualLayer, Projectors, mutual_layer_cost, projected_widths, projectors_cost
+from ..blocks import MutualLayer, mutual_layer_cost
 from ..cost import Cost
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, strategy
 from ..spec import Case
+from ..streams import Mask, Projectors, projected_widths, projectors_cost
 
 
 def cost(case: Case, impl: str) -> Cost:
-    return projectors_cost(case) + mutual_layer_cost(case.shape, *projected_widths(case), impl)
+    return projectors_cost(case) + mutual_layer_cost(case, *projected_widths(case), impl)
 
 
 @strategy("co_attention", impls=ATTENTION_IMPLS, cost=cost)
@@ -26,7 +27,7 @@ class CoAttention(nn.Module):
     def __init__(self, case: Case, impl: str) -> None:
         super().__init__()
         self.project = Projectors(case)
-        self.layer = MutualLayer(case.shape, *projected_widths(case), impl)
+        self.layer = MutualLayer(case, *projected_widths(case), impl)
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None

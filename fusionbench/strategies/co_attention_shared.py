@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 from torch import Tensor, nn
 
 from ..attention import attend, probabilities
-from ..blocks import (
-    FeedForwardBlock,
-    Mask,
-    Projectors,
-    feed_forward_block_cost,
-    merge_heads,
-    projected_widths,
-    projectors_cost,
-    sharpened,
-    split_heads,
-)
+from ..blocks import merge_heads, sharpened, split_heads
 from ..cost import Cost, attention, layer_norm, linear, product
 from ..errors import MissingModalityError
+from ..parts import FeedForwardBlock, feed_forward_block_cost
 from ..registry import ATTENTION_IMPLS, strategy
-from ..spec import Case
+from ..spec import PLAIN, Case
+from ..streams import Mask, Projectors, projected_widths, projectors_cost
 
 
 def affinity_cost(case: Case, impl: str) -> Cost:
@@ -49,11 +42,18 @@ def cost(case: Case, impl: str) -> Cost:
         total += layer_norm(rows, width)
         total += linear(rows, width, s.width) + linear(rows, width, s.width, saves_input=False)
         total += linear(rows, s.width, width, saves_input=False)  # attention keeps its own output
-        total += feed_forward_block_cost(s, tokens, width)
+        total += feed_forward_block_cost(case, tokens, width)
     return total
 
 
-@strategy("co_attention_shared", impls=ATTENTION_IMPLS, cost=cost)
+def refuses(case: Case) -> str | None:
+    """One affinity has queries and keys of one number of heads, and the layer around it is the plain one."""
+    if case.design != msgspec.structs.replace(PLAIN, projects=case.design.projects):
+        return f"co_attention_shared is built as a plain layer only, not as {case.design.key}"
+    return None
+
+
+@strategy("co_attention_shared", impls=ATTENTION_IMPLS, cost=cost, refuses=refuses)
 class CoAttentionShared(nn.Module):
     """Let both modalities read one affinity S = Q_text K_imageᵀ/√d: softmax over its rows and over its columns.
 
@@ -72,7 +72,7 @@ class CoAttentionShared(nn.Module):
         self.text_query = sharpened(nn.Linear(text_width, s.width))
         self.image_value, self.text_value = nn.Linear(image_width, s.width), nn.Linear(text_width, s.width)
         self.image_out, self.text_out = nn.Linear(s.width, image_width), nn.Linear(s.width, text_width)
-        self.image_ffn, self.text_ffn = FeedForwardBlock(s, image_width), FeedForwardBlock(s, text_width)
+        self.image_ffn, self.text_ffn = FeedForwardBlock(case, image_width), FeedForwardBlock(case, text_width)
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..blocks import Mask, join, join_cost
 from ..cost import Cost
 from ..errors import MissingModalityError
 from ..registry import strategy
 from ..spec import Case
+from ..streams import Mask, join, join_cost
 
 
 def cost(case: Case, impl: str) -> Cost:

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..blocks import (
-    Encoder,
-    Mask,
-    Projectors,
-    encoder_cost,
-    equal_widths,
-    join,
-    join_cost,
-    join_masks,
-    projected_width,
-    projectors_cost,
-)
+from ..blocks import Encoder, encoder_cost
 from ..cost import Cost
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, strategy
 from ..spec import Case
+from ..streams import Mask, Projectors, equal_widths, join, join_cost, join_masks, joint_width, projectors_cost
 
 
 def cost(case: Case, impl: str) -> Cost:
     s = case.shape
-    stream = encoder_cost(s, s.image + s.text, projected_width(s.text_width, case), impl)
+    stream = encoder_cost(case, s.image + s.text, joint_width(case), impl)
     return projectors_cost(case) + join_cost(case) + stream
 
 
@@ -37,9 +27,8 @@ class ConcatAttention(nn.Module):
 
     def __init__(self, case: Case, impl: str) -> None:
         super().__init__()
-        s = case.shape
         self.project = Projectors(case)
-        self.encoder = Encoder(s, projected_width(s.text_width, case), impl)
+        self.encoder = Encoder(case, joint_width(case), impl)
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None

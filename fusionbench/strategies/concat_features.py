@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..blocks import Mask, Projectors, join_features, pool, projected_widths, projectors_cost
 from ..cost import Cost, copy, linear
 from ..errors import MissingModalityError
 from ..registry import strategy
 from ..spec import Case
+from ..streams import Mask, Projectors, join_features, pool, projected_widths, projectors_cost
 
 
 def cost(case: Case, impl: str) -> Cost:
     s, features = case.shape, sum(projected_widths(case))
     before = projectors_cost(case) + (Cost() if impl == "triton" else copy(s.batch * features))
-    if not s.ffn:
+    hidden = s.units(s.width)
+    if not hidden:
         return before + linear(s.batch, features, s.width)
-    hidden = s.ffn * s.width
     gelu = Cost(saved=s.batch * hidden)
     return before + linear(s.batch, features, hidden) + gelu + linear(s.batch, hidden, s.width)
 
@@ -36,9 +36,9 @@ class ConcatFeatures(nn.Module):
         self.impl = impl
         self.project = Projectors(case)
         self.widths = projected_widths(case)
-        features, hidden = sum(self.widths), s.ffn * s.width
+        features, hidden = sum(self.widths), s.units(s.width)
         self.first = nn.Linear(features, hidden or s.width)
-        self.rest = nn.Sequential(nn.GELU(), nn.Linear(hidden, s.width)) if s.ffn else nn.Identity()
+        self.rest = nn.Sequential(nn.GELU(), nn.Linear(hidden, s.width)) if hidden else nn.Identity()
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None

@@ -6,11 +6,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..blocks import Layer, Mask, Projectors, layer_cost, projected_widths, projectors_cost
+from ..blocks import Layer, layer_cost
 from ..cost import Cost
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, strategy
 from ..spec import Case
+from ..streams import Mask, Projectors, projected_widths, projectors_cost
 
 Direction = Literal["text_to_image", "image_to_text"]
 
@@ -21,7 +22,7 @@ def cost(case: Case, impl: str, direction: Direction = "text_to_image", context_
     image, text = (s.image, image_width), (s.text, text_width)
     (queries, width), (keys, context_width) = (text, image) if direction == "text_to_image" else (image, text)
     return projectors_cost(case) + layer_cost(
-        s, queries, width, impl, keys=keys, context_width=context_width, context_norm=context_norm
+        case, queries, width, impl, keys=keys, context_width=context_width, context_norm=context_norm
     )
 
 
@@ -47,7 +48,7 @@ class CrossAttention(nn.Module):
         self.project = Projectors(case)
         widths = projected_widths(case)
         context_width, query_width = widths if direction == "text_to_image" else widths[::-1]
-        self.layer = Layer(case.shape, query_width, impl, context_width=context_width, context_norm=context_norm)
+        self.layer = Layer(case, query_width, impl, context_width=context_width, context_norm=context_norm)
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..blocks import Encoder, Mask, encoder_cost, join, join_masks
+from ..blocks import Encoder, encoder_cost
 from ..cost import Cost, copy, embedding, linear
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, Inputs, strategy
 from ..spec import Case
+from ..streams import Mask, join, join_masks
 
 VOCABULARY = 30522  # BERT's
 CHANNELS = 3
@@ -46,7 +47,7 @@ def cost(case: Case, impl: str, patches: str = "linear") -> Cost:
     patch = linear(s.batch * s.image, s.image_width, s.width, input_gradient=False)
     words = embedding(s.batch * s.text, VOCABULARY, s.width)
     types = Cost(params=2 * s.width, weights_read=2 * s.width) if case.type_embedding else Cost()
-    return patch + words + types + copy(tokens) + encoder_cost(s, s.image + s.text, s.width, impl)
+    return patch + words + types + copy(tokens) + encoder_cost(case, s.image + s.text, s.width, impl)
 
 
 class LinearPatches(nn.Module):
@@ -96,7 +97,7 @@ class Early(nn.Module):
         self.patches = _PATCHES[patches](patch_size(case), s.width)
         self.words = nn.Embedding(VOCABULARY, s.width)
         self.types = nn.Parameter(torch.randn(2, s.width) * 0.02) if case.type_embedding else None
-        self.encoder = Encoder(s, s.width, impl)
+        self.encoder = Encoder(case, s.width, impl)
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None

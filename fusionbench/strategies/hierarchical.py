@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..blocks import (
-    Layer,
-    Mask,
-    MutualLayer,
-    Projectors,
-    layer_cost,
-    mutual_layer_cost,
-    projected_widths,
-    projectors_cost,
-)
+from ..blocks import Layer, MutualLayer, layer_cost, mutual_layer_cost
 from ..cost import Cost
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, strategy
 from ..spec import Case
+from ..streams import Mask, Projectors, projected_widths, projectors_cost
 
 
 def cost(case: Case, impl: str) -> Cost:
     s, (image_width, text_width) = case.shape, projected_widths(case)
-    encoders = layer_cost(s, s.image, image_width, impl) + layer_cost(s, s.text, text_width, impl)
-    return projectors_cost(case) + (encoders + mutual_layer_cost(s, image_width, text_width, impl)) * s.depth
+    encoders = layer_cost(case, s.image, image_width, impl) + layer_cost(case, s.text, text_width, impl)
+    return projectors_cost(case) + (encoders + mutual_layer_cost(case, image_width, text_width, impl)) * s.depth
 
 
 class Level(nn.Module):
@@ -32,9 +24,9 @@ class Level(nn.Module):
     def __init__(self, case: Case, impl: str) -> None:
         super().__init__()
         image_width, text_width = projected_widths(case)
-        self.image_layer = Layer(case.shape, image_width, impl)
-        self.text_layer = Layer(case.shape, text_width, impl)
-        self.exchange = MutualLayer(case.shape, image_width, text_width, impl)
+        self.image_layer = Layer(case, image_width, impl)
+        self.text_layer = Layer(case, text_width, impl)
+        self.exchange = MutualLayer(case, image_width, text_width, impl)
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, image_mask: Mask, text_mask: Mask

@@ -11,11 +11,12 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from ..blocks import Encoder, Mask, Projectors, encoder_cost, join_features, pool, projected_widths, projectors_cost
+from ..blocks import Encoder, encoder_cost
 from ..cost import Cost, copy, linear, product
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, strategy
 from ..spec import Case
+from ..streams import Mask, Projectors, join_features, pool, projected_widths, projectors_cost
 
 CLASSES = 3129  # VQAv2's answers
 
@@ -153,7 +154,7 @@ def refuses(case: Case, combine: str = "mean") -> str | None:
 
 def cost(case: Case, impl: str, combine: str = "mean") -> Cost:
     s, (image_width, text_width) = case.shape, projected_widths(case)
-    encoders = encoder_cost(s, s.image, image_width, impl) + encoder_cost(s, s.text, text_width, impl)
+    encoders = encoder_cost(case, s.image, image_width, impl) + encoder_cost(case, s.text, text_width, impl)
     total = projectors_cost(case) + encoders + COMBINATIONS[combine].cost(case)
     no_gradient = {"backward_flops": 0, "saved": 0, "saved_bytes": 0}
     return msgspec.structs.replace(total, **no_gradient) if combine == "vote" else total
@@ -178,8 +179,8 @@ class Late(nn.Module):
         super().__init__()
         image_width, text_width = projected_widths(case)
         self.project = Projectors(case)
-        self.image_encoder = Encoder(case.shape, image_width, impl)
-        self.text_encoder = Encoder(case.shape, text_width, impl)
+        self.image_encoder = Encoder(case, image_width, impl)
+        self.text_encoder = Encoder(case, text_width, impl)
         self.combine = COMBINATIONS[combine].build(case)
 
     def forward(

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..blocks import (
-    Encoder,
-    Mask,
-    Projectors,
-    encoder_cost,
-    equal_widths,
-    join,
-    join_cost,
-    join_masks,
-    projected_width,
-    projectors_cost,
-)
+from ..blocks import Encoder, encoder_cost
 from ..cost import Cost
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, strategy
 from ..spec import Case
+from ..streams import Mask, Projectors, equal_widths, join, join_cost, join_masks, joint_width, projectors_cost
 
 
 def cost(case: Case, impl: str) -> Cost:
-    s, width = case.shape, projected_width(case.shape.text_width, case)
+    s, width = case.shape, joint_width(case)
     tokens = (s.image, s.text, s.image + s.text)
-    image, text, joint = (encoder_cost(s, n, width, impl) for n in tokens)
+    image, text, joint = (encoder_cost(case, n, width, impl) for n in tokens)
     return projectors_cost(case) + image + text + join_cost(case) + joint
 
 
@@ -38,11 +28,11 @@ class Mid(nn.Module):
 
     def __init__(self, case: Case, impl: str) -> None:
         super().__init__()
-        s, width = case.shape, projected_width(case.shape.text_width, case)
+        width = joint_width(case)
         self.project = Projectors(case)
-        self.image_encoder = Encoder(s, width, impl)
-        self.text_encoder = Encoder(s, width, impl)
-        self.joint_encoder = Encoder(s, width, impl)
+        self.image_encoder = Encoder(case, width, impl)
+        self.text_encoder = Encoder(case, width, impl)
+        self.joint_encoder = Encoder(case, width, impl)
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, image_mask: Mask = None, text_mask: Mask = None

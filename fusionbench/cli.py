@@ -38,6 +38,9 @@ Only = Annotated[
     list[str] | None,
     typer.Option("--only", metavar="AXIS=VALUE,...", help="Keep only these values of an axis; may be repeated."),
 ]
+Scale = Annotated[
+    str | None, typer.Option("--scale", metavar="1/N", help="Shrink presets to this share, so that they run anywhere.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, max=10**12, help="Look at no more than this many cases.")]
 Plugin = Annotated[
     list[Path] | None,
@@ -75,12 +78,13 @@ def _options(
 
 @app.command("list")
 def list_(
-    what: Annotated[Literal["strategies", "backends", "suites"], typer.Argument(help="What to list.")],
+    what: Annotated[Literal["strategies", "backends", "suites", "presets"], typer.Argument(help="What to list.")],
     as_json: AsJson = False,
     plugin: Plugin = None,
 ) -> None:
-    """List strategies, backends or suites."""
-    rows = {"strategies": _strategies, "backends": _backends, "suites": _suites}[what](plugin or [])
+    """List strategies, backends, suites or the presets of real systems."""
+    listings = {"strategies": _strategies, "backends": _backends, "suites": _suites, "presets": _presets}
+    rows = listings[what](plugin or [])
     if as_json:
         _print_json(rows)
         return
@@ -118,10 +122,26 @@ def _suites(plugins: list[Path]) -> list[dict[str, Any]]:
     return [{"name": s.name, "summary": s.question or s.title, "cases": s.count} for s in suites]
 
 
+def _presets(plugins: list[Path]) -> list[dict[str, Any]]:
+    from .presets import encoders, parts, presets
+
+    rows = [
+        {**_builtins(part), "name": label, "summary": f"{presets()[name].title}: {part.summary}",
+         "source": presets()[name].source}
+        for name in presets() for label, part in parts([name])
+    ]  # fmt: skip
+    return rows + [
+        {**_builtins(e), "name": name,
+         "summary": f"an encoder, to be joined (as vit-b16+bert-base): {e.tokens} tokens of {e.width}"}
+        for name, e in encoders().items()
+    ]  # fmt: skip
+
+
 @app.command()
 def plan(
     suite: SuiteArgument,
     only: Only = None,
+    scale: Scale = None,
     limit: Limit = None,
     plugin: Plugin = None,
     count: Annotated[bool, typer.Option("--count", help="Print only how many cases the suite spans.")] = False,
@@ -131,7 +151,7 @@ def plan(
     """Show the jobs that a suite expands to, and why some are skipped."""
     from . import suite as suites
 
-    chosen = suites.narrow(suites.read(suite), _only(only))
+    chosen = suites.narrow(suites.read(suite), _only(only, scale))
     if count:
         typer.echo(chosen.count)
         return
@@ -166,6 +186,7 @@ def run(
     suite: SuiteArgument,
     results: Results = DEFAULT_RESULTS,
     only: Only = None,
+    scale: Scale = None,
     limit: Limit = None,
     job: Annotated[str | None, typer.Option(metavar="KEY", help="Run this one job, as a new run.")] = None,
     plugin: Plugin = None,
@@ -184,7 +205,7 @@ def run(
     """Measure a suite: one record per job, saved as it comes. An unfinished run of it is resumed."""
     from . import suite as suites
 
-    chosen, narrowing = suites.read(suite), _only(only)
+    chosen, narrowing = suites.read(suite), _only(only, scale)
     suites.narrow(chosen, narrowing)  # bad values are told before torch is imported
     from .spec import replace_budget
 
@@ -320,14 +341,16 @@ def _leave_if_damaged(found: Run) -> None:
         raise typer.Exit(NOTHING)
 
 
-def _only(options: list[str] | None) -> dict[str, list[str]]:
-    """``["dtypes=bf16,fp16"]`` as {"dtypes": ["bf16", "fp16"]}."""
+def _only(options: list[str] | None, scale: str | None = None) -> dict[str, list[str]]:
+    """``["dtypes=bf16,fp16"]`` as {"dtypes": ["bf16", "fp16"]}; ``--scale`` is the axis of that name."""
     narrowing: dict[str, list[str]] = {}
     for option in options or []:
         axis, equals, values = option.partition("=")
         if not equals or not values:
             raise FusionbenchError(f"--only '{printable(option)}' is not of the form AXIS=VALUE,VALUE")
         narrowing.setdefault(axis, []).extend(values.split(","))
+    if scale is not None:
+        narrowing["scale"] = [scale]
     return narrowing
 
 

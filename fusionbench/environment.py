@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,30 @@ def _memory_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
+@functools.cache
+def device_memory(device: str) -> int | None:
+    """Bytes of memory that a device has, or that a container may use of it; None where nobody says.
+
+    Asks the driver and creates no CUDA context.
+    """
+    if device == "cpu":
+        return min(_memory_bytes(), _cgroup_limit() or _memory_bytes())
+    with _nvml() as nvml:
+        if nvml is None:
+            return None
+        handle = _visible(nvml, int(device.partition(":")[2] or 0))
+        found = None if handle is None else _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+        return None if found is None else int(found.total)
+
+
+def _cgroup_limit() -> int | None:
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
 def _cpuinfo() -> dict[str, str]:
     """The first core's facts on Linux; elsewhere nothing."""
     try:
@@ -189,29 +215,40 @@ def _cpu_flags() -> tuple[str, ...]:
 
 
 def _gpu() -> Gpu:
+    with _nvml() as nvml:
+        return Gpu() if nvml is None else _ask_nvml(nvml)
+
+
+@contextlib.contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVML while it is needed; None on a machine without a driver or the library."""
     try:
         import pynvml
     except ImportError:
-        return Gpu()
+        yield None
+        return
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver or no library: a machine without a GPU
-        return Gpu()
+    except pynvml.NVMLError:
+        yield None
+        return
     try:
-        return _ask_nvml(pynvml)
+        yield pynvml
     finally:
         pynvml.nvmlShutdown()
 
 
-def _ask_nvml(nvml: Any) -> Gpu:
-    def ask(question: Callable[..., Any], *about: Any) -> Any:
-        try:
-            return question(*about)
-        except nvml.NVMLError:  # this driver or this kind of GPU does not say
-            return None
+def _ask(nvml: Any, question: Callable[..., Any], *about: Any) -> Any:
+    try:
+        return question(*about)
+    except nvml.NVMLError:  # this driver or this kind of GPU does not say
+        return None
 
+
+def _ask_nvml(nvml: Any) -> Gpu:
+    ask = functools.partial(_ask, nvml)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    handle = _first_visible(nvml, ask, visible)
+    handle = _visible(nvml, 0)
     if handle is None:
         return Gpu()
     capability = ask(nvml.nvmlDeviceGetCudaComputeCapability, handle)
@@ -227,12 +264,16 @@ def _ask_nvml(nvml: Any) -> Gpu:
     )
 
 
-def _first_visible(nvml: Any, ask: Callable[..., Any], visible: str | None) -> Any:
-    """The GPU that CUDA calls 0: NVML itself does not heed CUDA_VISIBLE_DEVICES."""
-    first = "0" if visible is None else visible.split(",")[0].strip()
-    if first.isdecimal():
-        return ask(nvml.nvmlDeviceGetHandleByIndex, int(first))
-    return ask(nvml.nvmlDeviceGetHandleByUUID, first) if first.startswith(("GPU-", "MIG-")) else None
+def _visible(nvml: Any, index: int) -> Any:
+    """The GPU that CUDA calls ``index``: NVML itself does not heed CUDA_VISIBLE_DEVICES. None where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(index)] * (index + 1) if visible is None else [name.strip() for name in visible.split(",")]
+    if index >= len(names):
+        return None
+    name = names[index]
+    if name.isdecimal():
+        return _ask(nvml, nvml.nvmlDeviceGetHandleByIndex, int(name))
+    return _ask(nvml, nvml.nvmlDeviceGetHandleByUUID, name) if name.startswith(("GPU-", "MIG-")) else None
 
 
 def _text(value: str | bytes | None) -> str:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from . import backends, registry
+from . import backends, footprint, registry
 from .errors import SuiteError
+from .matching import matched
+from .presets import parts
 from .spec import Job, Skip
 from .suite import Suite, jobs
 
@@ -36,7 +38,7 @@ class Plan:
     def check(self) -> None:
         """Raise for names that nobody registered, and for a suite too large to run without a limit."""
         for sweep in self.suite.sweeps:
-            for name in sweep.strategies:
+            for name in sweep.strategies or (part.strategy for _, part in parts(sweep.presets)):
                 registry.get(name)
             for name in sweep.backends:
                 backends.get(name)
@@ -54,14 +56,20 @@ class Plan:
             if job is None or key in seen or self.only_job not in (None, key):
                 continue
             seen.add(key)
-            reason = refusal(job)
-            yield job if reason is None else Skip(job=job, reason=reason)
+            yield settled(job)
 
 
-def refusal(job: Job) -> str | None:
-    """Why ``job`` cannot run, here or anywhere, or None."""
+def settled(job: Job) -> Job | Skip:
+    """The job as it can run, matched where it asks for that, or the reason why it cannot, here or anywhere."""
     reason = missing_device(job.case.device)
-    return reason or backends.refusal(registry.get(job.strategy), backends.get(job.backend), job.case)
+    reason = reason or backends.refusal(registry.get(job.strategy), backends.get(job.backend), job.case)
+    if reason is not None:
+        return Skip(job=job, reason=reason)
+    asked = matched(job)
+    if isinstance(asked, str):
+        return Skip(job=job, reason=asked)
+    reason = footprint.refusal(asked)
+    return asked if reason is None else Skip(job=asked, reason=reason)
 
 
 @functools.cache

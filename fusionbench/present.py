@@ -98,7 +98,13 @@ def _command(run: store.Run) -> str:
     known = shipped().get(manifest.suite_name)
     same = known is not None and read_suite(str(known)).hash == manifest.suite_hash
     suite = manifest.suite_name if same else str(run.path / store.SUITE)
-    return shlex.join(["fusionbench", "run", suite, *plugin_options(manifest.plugins), *_budget(run, manifest)])
+    options = [*_scale(manifest), *plugin_options(manifest.plugins), *_budget(run, manifest)]
+    return shlex.join(["fusionbench", "run", suite, *options])
+
+
+def _scale(manifest: store.Manifest) -> list[str]:
+    """Jobs of shrunk presets exist only where the suite is asked for at that scale."""
+    return [argument for scale in manifest.only.get("scale", []) for argument in ("--scale", scale)]
 
 
 def plugin_options(plugins: Sequence[str]) -> list[str]:

@@ -29,6 +29,7 @@ Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=1024)]
 Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+Match = Annotated[str, Meta(pattern=r"^((params|flops)=[A-Za-z0-9][A-Za-z0-9_.:-]{0,63})?\Z")]
 PresetName = Annotated[str, Meta(pattern=PRESET_PATTERN)]
 Device = Annotated[str, Meta(pattern=DEVICE_PATTERN)]
 Fraction = Annotated[float, Meta(ge=0.0, lt=1.0)]
@@ -74,7 +75,7 @@ class Design(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=
     bottleneck tokens of strategies that have some (0: the strategy's own number), ``image_hidden`` the image
     stream's feed-forward width where it differs, ``rope`` the share of each head dim that is rotated, ``eps`` the
     norms'. ``projects`` says which modality the projector brings to the other's width: both go to the shape's
-    ``width``, ``image`` alone to the text's.
+    ``width``, one of them alone to the other's.
     """
 
     norm: Norm = "layer"
@@ -90,7 +91,7 @@ class Design(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=
     rope: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     latents: Count = 0
     image_hidden: Natural = 0
-    projects: Literal["both", "image"] = "both"
+    projects: Literal["both", "image", "text"] = "both"
     eps: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-5
 
     @property
@@ -110,7 +111,9 @@ class Case(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=Tr
     """A shape together with the conditions under which it is measured.
 
     ``padding`` is the largest share of a sample's tokens that is padding; 0 means no mask at all. ``preset`` names
-    the system whose sizes these are, ``shrink`` by how much they were divided (8: the preset at 1/8).
+    the system whose sizes these are, ``shrink`` by how much they were divided (8: the preset at 1/8). ``match`` says on
+    what terms strategies are compared: ``flops=concat_attention`` where the feed-forward width was set so that
+    the FLOPs are those of that strategy.
     """
 
     shape: Shape
@@ -123,14 +126,18 @@ class Case(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=Tr
     design: Design = PLAIN
     preset: PresetName = ""
     shrink: Size = 1
+    match: Match = ""
 
     @property
     def key(self) -> str:
         front = self.projector + ("+type" if self.type_embedding else "")
         front += f"+pad{self.padding:g}" if self.padding else ""
+        front += f"+{self.match}" if self.match else ""
         preset = f"{self.preset}{f'@1:{self.shrink}' if self.shrink > 1 else ''}/" if self.preset else ""
         design = f"{self.design.key}/" if self.design != PLAIN else ""
-        return f"{preset}{self.shape.key}/{design}{front}/{self.dtype}/{self.device}/{self.mode}"
+        # A matched width follows from the strategy, so that cases of one question keep one key.
+        shape = msgspec.structs.replace(self.shape, hidden=0) if self.match else self.shape
+        return f"{preset}{shape.key}/{design}{front}/{self.dtype}/{self.device}/{self.mode}"
 
 
 class Job(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):

@@ -21,7 +21,8 @@ def projected_widths(case: Case) -> tuple[int, int]:
     shape, text = case.shape, case.shape.text_width
     if case.projector == "identity":
         return shape.image_width, text
-    return (text, text) if case.design.projects == "image" else (shape.width, shape.width)
+    common = {"both": shape.width, "image": text, "text": shape.image_width}[case.design.projects]
+    return common, common
 
 
 def joint_width(case: Case) -> int:
@@ -96,9 +97,9 @@ def projector_cost(kind: str, rows: int, width: int, out: int, case: Case) -> Co
 
 def projector_kinds(case: Case) -> tuple[str, str]:
     """Which projector image and text go through; text has no patches to merge."""
-    if case.design.projects == "image":
-        return case.projector, "identity"
-    return case.projector, "linear" if case.projector == "patch_merge" else case.projector
+    of_text = "linear" if case.projector == "patch_merge" else case.projector
+    both = {"both": (case.projector, of_text), "image": (case.projector, "identity"), "text": ("identity", of_text)}
+    return both[case.design.projects]
 
 
 class Projectors(nn.Module):

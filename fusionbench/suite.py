@@ -7,16 +7,18 @@ import itertools
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
-from .errors import SuiteError, nearest, printable
+from .errors import SuiteError, UnknownNameError, nearest, printable
+from .presets import Extent, Part, denominator, parts, shrunk
 from .spec import (
     NAME_PATTERN,
+    PLAIN,
     Budget,
     Case,
     Count,
@@ -34,40 +36,63 @@ from .spec import (
 MAX_BYTES = 1_000_000
 
 some = Meta(min_length=1)
+Value = TypeVar("Value")
+Axis = Annotated[tuple[Value, ...], some]  # empty only where it is not named
 Filter = dict[str, Any]
 
 
 class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The product of its axes. ``include`` keeps only cases that match one of its tables, ``exclude`` drops
-    those that match one; a table names axes with the value, or the list of values, that they must have."""
+    those that match one; a table names axes with the value, or the list of values, that they must have.
 
-    strategies: Annotated[tuple[Name, ...], some]
+    ``presets`` gives strategies and sizes that the sweep does not name itself: of one layer or of the whole
+    stack (``extent``), at full size or at ``scale``, which divides what the sweep names, too. ``match`` sets each
+    strategy's feed-forward width so that its parameters or FLOPs are those of the sweep's first strategy.
+    """
+
+    presets: Axis[str] = ()
+    extent: Axis[Extent] = ()
+    scale: Axis[str] = ()
+    strategies: Axis[Name] = ()
     backends: Annotated[tuple[Name, ...], some]
-    batch: Annotated[tuple[Size, ...], some] = (1,)
-    image: Annotated[tuple[Size, ...], some]
-    text: Annotated[tuple[Size, ...], some]
-    image_width: Annotated[tuple[Size, ...], some]
-    text_width: Annotated[tuple[Size, ...], some]
-    width: Annotated[tuple[Size, ...], some]
-    heads: Annotated[tuple[Size, ...], some]
-    depth: Annotated[tuple[Count, ...], some] = (1,)
-    ffn: Annotated[tuple[Count, ...], some] = (4,)
-    projectors: Annotated[tuple[Projector, ...], some] = ("linear",)
-    type_embedding: Annotated[tuple[bool, ...], some] = (False,)
+    batch: Axis[Size] = ()
+    image: Axis[Size] = ()
+    text: Axis[Size] = ()
+    image_width: Axis[Size] = ()
+    text_width: Axis[Size] = ()
+    width: Axis[Size] = ()
+    heads: Axis[Size] = ()
+    depth: Axis[Count] = ()
+    ffn: Axis[Count] = ()
+    projectors: Axis[Projector] = ()
+    type_embedding: Axis[bool] = ()
     padding: Annotated[tuple[Fraction, ...], some] = (0.0,)
     dtypes: Annotated[tuple[Dtype, ...], some] = ("fp32",)
     devices: Annotated[tuple[Device, ...], some] = ("cpu",)
     modes: Annotated[tuple[Mode, ...], some] = ("fwd",)
+    match: Literal["", "params", "flops"] = ""
     include: tuple[Filter, ...] = ()
     exclude: tuple[Filter, ...] = ()
 
     @property
     def count(self) -> int:
         """How many cases the axes span, before ``include`` and ``exclude``."""
-        return math.prod(len(getattr(self, axis)) for axis in AXES)
+        named = math.prod(len(self.values(axis)) or 1 for axis in AXES if axis != "presets")
+        return named * (len(list(parts(self.presets))) if self.presets else 1)
+
+    def values(self, axis: str) -> tuple[Any, ...]:
+        """What the sweep says of an axis; nothing where its presets do."""
+        given: tuple[Any, ...] = getattr(self, axis)
+        return given or (PRESETS_DEFAULTS if self.presets else DEFAULTS).get(axis, ())
 
 
-AXES = tuple(name for name in Sweep.__struct_fields__ if name not in ("include", "exclude"))
+# Axes that a sweep need not name, and what they are then; of sizes, only where no preset knows better.
+DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "batch": (1,), "depth": (1,), "ffn": (4,), "projectors": ("linear",), "type_embedding": (False,),
+}  # fmt: skip
+PRESETS_DEFAULTS: dict[str, tuple[Any, ...]] = {"extent": ("layer",), "scale": ("1",)}
+AXES = tuple(name for name in Sweep.__struct_fields__ if name not in ("match", "include", "exclude"))
+REQUIRED = ("strategies", "image", "text", "image_width", "text_width", "width", "heads")  # unless presets give them
 
 
 class Suite(Struct, frozen=True, kw_only=True):
@@ -128,8 +153,7 @@ def parse(text: str, name: str, source: str) -> Suite:
     except msgspec.ValidationError as error:
         raise SuiteError(f"{source}: {_explain(str(error), data)}") from None
     for number, sweep in enumerate(file.sweep, 1):
-        for table in (*sweep.include, *sweep.exclude):
-            _check_filter(table, sweep, f"{source}: sweep {number}: filter")
+        _check_sweep(sweep, f"{source}: sweep {number}")
     return Suite(
         name=name,
         title=file.title,
@@ -157,13 +181,40 @@ def _refuse_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) 
             raise SuiteError(f"{where} has unknown key '{printable(key)}'{nearest(key, known)}")
 
 
+def _check_sweep(sweep: Sweep, where: str) -> None:
+    """Refuse what each value alone does not show: axes that nobody gives, names and scales that do not exist."""
+    try:
+        known = list(parts(sweep.presets))
+        for scale in sweep.scale:
+            denominator(scale)
+    except (SuiteError, UnknownNameError) as error:
+        raise SuiteError(f"{where}: {error}") from None
+    if not sweep.presets:
+        for axis in REQUIRED:
+            if not sweep.values(axis):
+                raise SuiteError(f"{where} names no '{axis}', and no presets that would")
+        for axis in ("extent", "scale"):
+            if getattr(sweep, axis):
+                raise SuiteError(f"{where} has '{axis}' but no presets for it")
+    elif not sweep.strategies:
+        for label, part in known:
+            if not part.strategy:
+                raise SuiteError(f"{where}: preset '{label}' has no fusion of its own; name the strategies")
+    if sweep.match and not sweep.strategies:
+        raise SuiteError(f"{where}: match makes the strategies alike that the sweep names, and it names none")
+    for table in (*sweep.include, *sweep.exclude):
+        _check_filter(table, sweep, f"{where}: filter")
+
+
 def _check_filter(table: Filter, sweep: Sweep, where: str) -> None:
     """A filter that names what the sweep does not have would silently keep or drop nothing."""
     _refuse_unknown(table, AXES, where)
     if not table:
         raise SuiteError(f"{where} is empty and would match every case")
     for axis, wanted in table.items():
-        known = {_text(value) for value in getattr(sweep, axis)}
+        known = {_text(value) for value in sweep.values(axis)}
+        if not known:
+            raise SuiteError(f"{where}: the sweep takes its {axis} from its presets; filter by presets")
         for value in wanted if isinstance(wanted, list) else [wanted]:
             if _text(value) not in known:
                 shown = printable(_text(value))
@@ -190,33 +241,76 @@ def _explain(message: str, data: Mapping[str, Any]) -> str:
 
 
 def _allowed(axis: str) -> tuple[str, ...]:
+    from .presets import EXTENTS
     from .spec import DTYPES, MODES, PROJECTORS
 
-    return {"dtypes": DTYPES, "modes": MODES, "projectors": PROJECTORS}.get(axis, ())
+    return {"dtypes": DTYPES, "modes": MODES, "projectors": PROJECTORS, "extent": EXTENTS}.get(axis, ())
 
 
 def narrow(suite: Suite, only: Mapping[str, Sequence[str]]) -> Suite:
     """The suite with each axis in ``only`` cut down to the given values; sweeps left empty drop out.
 
-    Raises SuiteError for an axis or a value that no sweep has.
+    ``scale`` is not cut down but set, in every sweep of presets. Raises SuiteError for an axis or a value that no
+    sweep has.
     """
+    only = dict(only)
+    if "scale" in only:
+        suite = _scaled(suite, only.pop("scale"))
     for axis, wanted in only.items():
         if axis not in AXES:
             raise SuiteError(f"--only: no axis named '{printable(axis)}'{nearest(axis, AXES)}")
-        known = {_text(value) for sweep in suite.sweeps for value in getattr(sweep, axis)}
+        known = {text for sweep in suite.sweeps for text in _offered(sweep, axis)}
+        if not known and suite.sweeps:
+            raise SuiteError(f"--only: suite '{suite.name}' takes its {axis} from presets; narrow presets instead")
         for value in wanted:
             if value not in known:
                 raise SuiteError(
                     f"--only: suite '{suite.name}' has no {axis} '{printable(value)}'{nearest(value, known)}"
                 )
-    sweeps = []
-    for sweep in suite.sweeps:
-        kept = {axis: tuple(v for v in getattr(sweep, axis) if _text(v) in wanted) for axis, wanted in only.items()}
-        if all(kept.values()):
-            sweeps.append(msgspec.structs.replace(sweep, **kept))
+    sweeps = [cut for sweep in suite.sweeps if (cut := _cut(sweep, only)) is not None]
     if not sweeps:
         raise SuiteError(f"--only: no sweep of '{suite.name}' has all of these values together")
     return msgspec.structs.replace(suite, sweeps=tuple(sweeps))
+
+
+def _scaled(suite: Suite, scale: Sequence[str]) -> Suite:
+    for each in scale:
+        denominator(each)
+    if not any(sweep.presets for sweep in suite.sweeps):
+        raise SuiteError(f"--scale: suite '{suite.name}' has no presets to scale")
+    sweeps = (msgspec.structs.replace(s, scale=tuple(scale)) if s.presets else s for s in suite.sweeps)
+    return msgspec.structs.replace(suite, sweeps=tuple(sweeps))
+
+
+def _offered(sweep: Sweep, axis: str) -> set[str]:
+    """The texts by which ``--only`` may ask for a value of the axis."""
+    if axis == "presets":
+        return {name for label, _ in parts(sweep.presets) for name in (label, label.partition(":")[0])}
+    if axis == "strategies" and not sweep.strategies:
+        return {part.strategy for _, part in parts(sweep.presets)}
+    return {_text(value) for value in sweep.values(axis)}
+
+
+def _cut(sweep: Sweep, only: Mapping[str, Sequence[str]]) -> Sweep | None:
+    """The sweep with only those values, or None where an axis has none of them."""
+    changed: dict[str, tuple[Any, ...]] = {}
+    for axis, wanted in only.items():
+        if axis == "presets" or (axis == "strategies" and not sweep.strategies):
+            labelled = list(parts(changed.get("presets", sweep.presets)))
+            chosen = _asked_for(labelled, axis, wanted)
+            changed["presets"] = tuple(chosen)
+        else:
+            chosen = [value for value in sweep.values(axis) if _text(value) in wanted]
+            changed[axis] = tuple(chosen)
+        if not chosen:
+            return None
+    return msgspec.structs.replace(sweep, **changed)
+
+
+def _asked_for(labelled: Sequence[tuple[str, Part]], axis: str, wanted: Sequence[str]) -> list[str]:
+    if axis == "strategies":
+        return [label for label, part in labelled if part.strategy in wanted]
+    return [label for label, _ in labelled if label in wanted or label.partition(":")[0] in wanted]
 
 
 def _text(value: object) -> str:
@@ -227,34 +321,55 @@ def _text(value: object) -> str:
 def jobs(suite: Suite) -> Iterator[Job | None]:
     """The jobs of all sweeps in order, lazily; None stands for a case that include or exclude left out."""
     for sweep in suite.sweeps:
-        for values in itertools.product(*(getattr(sweep, axis) for axis in AXES)):
-            point = dict(zip(AXES, values, strict=True))
-            yield _job(point) if _wanted(sweep, point) else None
+        for point, part in _points(sweep):
+            yield _job(point, part, sweep) if _wanted(sweep, point) else None
+
+
+def _points(sweep: Sweep) -> Iterator[tuple[dict[str, Any], Part | None]]:
+    """Each combination of the axes' values; beside it the part of a preset that gives what no axis does."""
+    axes = [axis for axis in AXES if axis != "presets" and sweep.values(axis)]
+    known: Iterable[tuple[str, Part | None]] = parts(sweep.presets) if sweep.presets else [("", None)]
+    for label, part in known:
+        for values in itertools.product(*(sweep.values(axis) for axis in axes)):
+            yield {"presets": label} | dict(zip(axes, values, strict=True)), part
 
 
 def _wanted(sweep: Sweep, point: Mapping[str, Any]) -> bool:
     def matches(table: Filter) -> bool:
-        return all(point[axis] in (v if isinstance(v, list) else [v]) for axis, v in table.items())
+        return all(_is(point, axis, v if isinstance(v, list) else [v]) for axis, v in table.items())
 
     if sweep.include and not any(map(matches, sweep.include)):
         return False
     return not any(map(matches, sweep.exclude))
 
 
+def _is(point: Mapping[str, Any], axis: str, values: Sequence[Any]) -> bool:
+    return point[axis] in values or (axis == "presets" and point[axis].partition(":")[0] in values)
+
+
 _SHAPE_AXES = ("batch", "image", "text", "image_width", "text_width", "width", "heads", "depth", "ffn")
 
 
-def _job(point: Mapping[str, Any]) -> Job:
+def _job(point: Mapping[str, Any], part: Part | None, sweep: Sweep) -> Job:
+    def of(axis: str, field: str = "") -> Any:
+        return point[axis] if axis in point or part is None else getattr(part, field or axis)
+
+    sizes = {axis: of(axis) for axis in _SHAPE_AXES if axis != "depth"}
+    depth = point["depth"] if "depth" in point or part is None else part.depth(point["extent"])
     case = Case(
-        shape=Shape(**{axis: point[axis] for axis in _SHAPE_AXES}),
+        shape=Shape(**sizes, depth=depth, hidden=part.hidden if part and "ffn" not in point else 0),
         dtype=point["dtypes"],
         device=point["devices"],
         mode=point["modes"],
-        projector=point["projectors"],
-        type_embedding=point["type_embedding"],
+        projector=of("projectors", "projector"),
+        type_embedding=of("type_embedding"),
         padding=point["padding"],
+        design=part.design if part else PLAIN,
+        preset=point["presets"],
+        match=f"{sweep.match}={sweep.strategies[0]}" if sweep.match else "",
     )
-    return Job(strategy=point["strategies"], backend=point["backends"], case=case)
+    strategy = of("strategies", "strategy")
+    return Job(strategy=strategy, backend=point["backends"], case=shrunk(case, denominator(point.get("scale", "1"))))
 
 
 def folder() -> Path:

@@ -41,7 +41,7 @@ def parse(text: str) -> suite.Suite:
         (SWEEP + "image = [1.5]\ntext = [1]", "mine.toml: sweep 1 image 1: expected `int`, got `float`; got '1.5'"),
         (SWEEP + "image = []\ntext = [1]", "mine.toml: sweep 1 image: expected `array` of length >= 1"),
         (SWEEP + "image = 4\ntext = [1]", "mine.toml: sweep 1 image: expected `array`, got `int`; got '4'"),
-        (SWEEP + "text = [1]", "mine.toml: sweep 1: object missing required field `image`"),
+        (SWEEP + "text = [1]", "mine.toml: sweep 1 names no 'image', and no presets that would"),
         (SWEEP + LENGTHS + "padding = [nan]", "mine.toml: sweep 1 padding 1: expected `float` >= 0.0; got 'nan'"),
         (SWEEP + LENGTHS + "exclude = [{ dtype = 1 }]", "mine.toml: sweep 1: filter has unknown key 'dtype'; did you mean 'dtypes'?"),
         (SWEEP + LENGTHS + "exclude = [{}]", "mine.toml: sweep 1: filter is empty and would match every case"),

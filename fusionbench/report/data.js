@@ -6,14 +6,15 @@ const DTYPES = ["fp32", "tf32", "fp16", "bf16", "int8"];
 const LABELS = {
   strategy: "Strategy", backend: "Backend", dtype: "Dtype", device: "Device", mode: "Mode", status: "Status",
   image: "Image tokens", text: "Text tokens", batch: "Batch", width: "Width", heads: "Heads", image_width: "Image width",
-  text_width: "Text width", depth: "Depth", ffn: "FFN ratio", projector: "Projector", type_embedding: "Type embedding",
+  text_width: "Text width", depth: "Depth", feed_forward: "FFN", projector: "Projector", type_embedding: "Type embedding",
   padding: "Padding", machine: "Machine", environment: "Environment", timer: "Timer", cache: "Cache", threads: "Threads",
+  preset: "Preset", scale: "Scale", match: "On equal", design: "Design",
 };
 const ALWAYS = ["strategy", "backend", "dtype", "device", "mode", "status"];
-const SOMETIMES = ["width", "batch", "image", "text", "heads", "image_width", "text_width", "depth", "ffn", "projector",
-  "type_embedding", "padding", "environment", "timer", "cache", "threads"];
-const CONDITION = ["dtype", "device", "mode", "width", "batch", "heads", "image_width", "text_width", "depth", "ffn", "projector",
-  "type_embedding", "padding", "environment", "timer", "cache", "threads"];
+const SOMETIMES = ["width", "batch", "image", "text", "heads", "image_width", "text_width", "depth", "feed_forward", "projector",
+  "type_embedding", "padding", "preset", "scale", "match", "design", "environment", "timer", "cache", "threads"];
+const CONDITION = ["dtype", "device", "mode", "width", "batch", "heads", "image_width", "text_width", "depth", "feed_forward", "projector",
+  "type_embedding", "padding", "preset", "scale", "match", "design", "environment", "timer", "cache", "threads"];
 const FAILED = ["wrong", "error", "oom", "crash", "timeout"];
 
 let D = null; // everything from the file
@@ -161,9 +162,10 @@ function otherConditions(row) {
   const parts = [];
   for (const name of D.varying) {
     const v = value(name, row);
-    if (v === null) continue;
+    if (v === null || v === "") continue;
     if (name === "environment") parts.push(value("machine", row) ?? v);
-    else if (["projector", "timer", "cache"].includes(name)) parts.push(v);
+    else if (["projector", "timer", "cache", "preset", "design"].includes(name)) parts.push(v);
+    else if (name === "match") parts.push(v.replace("=", " as ").replace("params", "parameters").replace("flops", "FLOPs"));
     else if (name === "type_embedding") { if (v) parts.push("type embedding"); }
     else parts.push(`${LABELS[name].toLowerCase()} ${v}`);
   }

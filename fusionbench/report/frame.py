@@ -68,6 +68,14 @@ def _identity(columns: dict[str, Any], records: Sequence[Record]) -> None:
         columns[name] = pd.Series([getattr(case, name) for case in cases], dtype="str")
     columns["type_embedding"] = np.array([case.type_embedding for case in cases], dtype=bool)
     columns["padding"] = _number([case.padding for case in cases])
+    columns["preset"] = pd.Series([case.preset for case in cases], dtype="str")
+    columns["scale"] = pd.Series([f"1/{case.shrink}" if case.shrink > 1 else "1" for case in cases], dtype="str")
+    columns["match"] = pd.Series([case.match for case in cases], dtype="str")
+    columns["design"] = pd.Series([case.design.key for case in cases], dtype="str")
+    columns["hidden"] = _integer([case.shape.hidden for case in cases])
+    # What the feed-forward layers of one question have in common, which a matched width is not.
+    alike = [f"{c.shape.hidden}" if c.shape.hidden and not c.match else f"{c.shape.ffn} x" for c in cases]
+    columns["feed_forward"] = pd.Series(alike, dtype="str")
 
 
 def _outcome(columns: dict[str, Any], records: Sequence[Record]) -> None:

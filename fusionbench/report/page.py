@@ -24,8 +24,8 @@ from .rank import latest
 
 # What must agree, besides the lengths, for two timings to be compared.
 _CONDITION = (
-    *("dtype", "device", "mode", "batch", "width", "heads", "image_width", "text_width", "depth", "ffn"),
-    *("projector", "type_embedding", "padding", "environment"),
+    *("dtype", "device", "mode", "batch", "width", "heads", "image_width", "text_width", "depth"),
+    *("feed_forward", "projector", "type_embedding", "padding", "preset", "scale", "match", "design", "environment"),
 )
 _TIMER = ("timer", "cache", "threads")
 _CODED = (

@@ -78,15 +78,28 @@ def _line(text: str, width: int, style: str = "dim", indent: int = 0) -> Text:
 
 def _heading(row: pd.Series, several: bool, width: int) -> list[Text]:
     tokens = f"{row['image']} image × {row['text']} text tokens"
+    tokens = f"{_system(row)}: {tokens}" if row["preset"] else tokens
     facts = [row["dtype"], row["device"], row["mode"], f"batch {row['batch']}", f"width {row['width']}"]
     facts += [f"{row['heads']} heads", row["projector"]]
     facts += ["type embedding"] if row["type_embedding"] else []
     facts += [f"padding {row['padding']:g}"] if row["padding"] else []
     facts += [f"depth {row['depth']}"] if row["depth"] != 1 else []
-    facts += [f"ffn {row['ffn']}"] if row["ffn"] != 4 else []
+    facts += [f"ffn {row['feed_forward']}"] if row["feed_forward"] != "4 x" else []
+    facts += [_terms(row["match"])] if row["match"] else []
+    facts += [str(row["design"])] if row["design"] else []
     facts += [f"{row['threads']} threads"] if row["threads"] > 1 else []
     facts += [str(row["machine"])] if several else []
     return [_line(tokens, width, "bold"), _line(" · ".join(map(str, facts)), width)]
+
+
+def _system(row: pd.Series) -> str:
+    return str(row["preset"]) + (f" at {row['scale']}" if row["scale"] != "1" else "")
+
+
+def _terms(match: str) -> str:
+    """On which terms the strategies of a group are compared."""
+    what, _, anchor = match.partition("=")
+    return f"{'parameters' if what == 'params' else 'FLOPs'} as {anchor} has"
 
 
 def _ranking(group: pd.DataFrame) -> list[Column]:

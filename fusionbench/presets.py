@@ -1,0 +1,168 @@
+"""The fusion configurations of real systems, read from presets.toml: sizes and designs, whole or shrunk."""
+
+from __future__ import annotations
+
+import functools
+import math
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .errors import SuiteError, UnknownNameError, printable
+from .spec import PLAIN, Case, Count, Design, Name, Natural, Projector, Shape, Size
+
+Extent = Literal["layer", "stack"]
+EXTENTS: tuple[str, ...] = get_args(Extent)
+
+
+class Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One kind of layer by which a system fuses: the strategy that realises it, its sizes, how many there are."""
+
+    name: str = ""
+    strategy: str = ""  # none: a pair of encoders, which leaves the fusion to the sweep
+    layers: Count = 1
+    batch: Size = 1
+    image: Size
+    image_width: Size
+    text: Size
+    text_width: Size
+    width: Size
+    heads: Size
+    ffn: Count = 4
+    hidden: Natural = 0
+    projector: Projector = "identity"
+    type_embedding: bool = False
+    design: Design = PLAIN
+
+    @property
+    def summary(self) -> str:
+        """Its sizes in words, as a reader compares them."""
+        layers = f"{self.layers} x " if self.layers > 1 else ""
+        heads = f"{self.heads} heads" + (f" ({self.design.kv_heads} of keys)" if self.design.kv_heads else "")
+        tokens = f"{self.image} x {self.image_width} image, {self.text} x {self.text_width} text"
+        return f"{layers}{self.strategy}, {tokens}, width {self.width}, {heads}"
+
+    def depth(self, extent: Extent) -> int:
+        """How many layers: one, or all of them; 0 where the fusion has none."""
+        return min(1, self.layers) if extent == "layer" else self.layers
+
+
+class Preset(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A system by name: what it is, where its numbers stand, and the parts by which it fuses."""
+
+    title: str
+    source: str
+    part: Annotated[tuple[Part, ...], Meta(min_length=1)]
+
+
+class Encoder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a unimodal encoder hands to a fusion: tokens of a width."""
+
+    tokens: Size
+    width: Size
+    source: str
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("presets.toml").read_text())
+
+
+@functools.cache
+def presets() -> dict[Name, Preset]:
+    """All presets by name, in the table's order."""
+    return {n: msgspec.convert(t, Preset) for n, t in _table().items() if n != "encoders"}
+
+
+@functools.cache
+def encoders() -> dict[str, Encoder]:
+    """The unimodal encoders; ``resnet-50+bert-base`` is the preset of two of them."""
+    return msgspec.convert(_table()["encoders"], dict[str, Encoder])
+
+
+def parts(names: Iterable[str]) -> Iterator[tuple[str, Part]]:
+    """(label, part) of each preset in ``names``: all of ``sd15``'s, one of ``sd15:64x64``, a pair of encoders.
+
+    Raises UnknownNameError with the nearest preset, part or encoder.
+    """
+    for name in names:
+        own, _, wanted = name.partition(":")
+        if "+" in own:
+            yield name, _pair(*own.split("+", 1))
+            continue
+        if own not in presets():
+            raise UnknownNameError("preset", name, presets())
+        labelled = {f"{own}:{part.name}" if part.name else own: part for part in presets()[own].part}
+        if wanted and name not in labelled:
+            raise UnknownNameError("preset", name, labelled)
+        yield from ((label, part) for label, part in labelled.items() if not wanted or label == name)
+
+
+def _pair(image: str, text: str) -> Part:
+    for name in (image, text):
+        if name not in encoders():
+            raise UnknownNameError("encoder", name, encoders())
+    i, t = encoders()[image], encoders()[text]
+    width = max(i.width, t.width)
+    return Part(
+        image=i.tokens, image_width=i.width, text=t.tokens, text_width=t.width, width=width,
+        heads=width // 64, projector="linear",
+    )  # fmt: skip
+
+
+def denominator(scale: str) -> int:
+    """8 for ``1/8``; raises SuiteError for what is no whole part of one."""
+    top, slash, bottom = scale.partition("/")
+    if top != "1" or (slash and not (bottom.isascii() and bottom.isdigit() and 1 <= int(bottom[:6]) <= 1024)):
+        raise SuiteError(f"scale '{printable(scale)}' is not 1 or 1/N with N up to 1024 (as 1/8)")
+    return int(bottom) if slash else 1
+
+
+def shrunk(case: Case, by: int) -> Case:
+    """The case with tokens, widths, hidden units, latents and layers divided by ``by``; the batch stays.
+
+    Widths stay multiples of 8. Heads keep the width that they have, as nearly as the new width allows, and go on
+    sharing keys in the same proportion.
+    """
+    if by == 1:
+        return case
+    s, d = case.shape, case.design
+    width = _width(s.width, by)
+    heads = _heads(width, s.width // s.heads)
+    shape = Shape(
+        batch=s.batch,
+        image=_tokens(s.image, by),
+        text=_tokens(s.text, by),
+        image_width=_width(s.image_width, by),
+        text_width=_width(s.text_width, by),
+        width=width,
+        heads=heads,
+        depth=min(s.depth, _tokens(s.depth, by)),
+        ffn=s.ffn,
+        hidden=_width(s.hidden, by) if s.hidden else 0,
+    )
+    design = msgspec.structs.replace(
+        d,
+        kv_heads=math.gcd(heads, max(1, heads * d.kv_heads // s.heads)) if d.kv_heads else 0,
+        latents=_tokens(d.latents, by) if d.latents else 0,
+        image_hidden=_width(d.image_hidden, by) if d.image_hidden else 0,
+    )
+    return msgspec.structs.replace(case, shape=shape, design=design, shrink=case.shrink * by)
+
+
+def _tokens(n: int, by: int) -> int:
+    return max(1, round(n / by))
+
+
+def _width(n: int, by: int) -> int:
+    return max(8, 8 * round(n / by / 8))
+
+
+def _heads(width: int, head_dim: int) -> int:
+    """How many heads give the head dim nearest to ``head_dim`` on a log scale, an even one, for rotations."""
+    possible = [h for h in range(1, width // 2 + 1) if width % (2 * h) == 0]
+    return min(possible, key=lambda h: abs(math.log(width / h / head_dim)))

@@ -120,8 +120,11 @@ def attention_cost(
         tables = 2 * (s.image + s.text) * rotated(head_dim, case)  # kept whole, by q and k together
         turned += rotary_cost(b, queries, s.heads, head_dim, case) + Cost(saved=tables)
         turned += rotary_cost(b, keys, kv_heads(case), head_dim, case)
+    # Eager attention itself has no use for its output: only the gradient of the output projection's weights has.
+    nobodys = Cost(linear_inputs=b * queries * inner) if impl == "eager" else Cost()
     return (
-        context
+        nobodys
+        + context
         + linear(b * queries, query_width, inner, bias=design.qkv_bias)
         + normed
         + turned

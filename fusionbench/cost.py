@@ -21,6 +21,16 @@ class Cost(Struct, frozen=True, kw_only=True):
     activations_moved: int = 0  # elements that each product reads and writes, nothing fused across products
     saved: int = 0  # elements that autograd keeps for the backward pass
     saved_bytes: int = 0  # what it keeps in a dtype of its own: fp32 statistics, int64 ids
+    trainable: int = 0  # of the parameters; set where it is known what is trained
+    # What adaptation needs to know. Of Linear layers: FLOPs, elements kept only for the gradients of their weights,
+    # the sums of rows, of in + out, and of rows x (in + out). Of other parameters: FLOPs and elements for gradients.
+    linear_flops: int = 0
+    linear_inputs: int = 0
+    linear_rows: int = 0
+    linear_sides: int = 0
+    linear_traffic: int = 0
+    other_flops: int = 0
+    other_inputs: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
@@ -53,6 +63,11 @@ def linear(
         weights_read=weights,
         activations_moved=rows * (inputs + outputs),
         saved=rows * inputs if saves_input else 0,
+        linear_flops=flops,
+        linear_inputs=rows * inputs if saves_input else 0,
+        linear_rows=rows,
+        linear_sides=inputs + outputs,
+        linear_traffic=rows * (inputs + outputs),
     )
 
 

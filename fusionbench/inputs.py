@@ -17,7 +17,7 @@ def make_inputs(strategy: Strategy, case: Case, seed: int, dtype: torch.dtype, d
 
     Projector ``patch_merge`` makes each image token of 4, so 4·Li come in. A strategy with ``inputs`` of its own
     makes its own image and text, and says by ``requires_grad`` which of them want a gradient; of the default tokens
-    both do in mode ``fwd_bwd``. Masks are None without padding.
+    both do in training. Masks are None without padding.
     """
     s, generator = case.shape, torch.Generator().manual_seed(seed)
     made = (strategy.inputs or _tokens)(case, generator)
@@ -25,7 +25,7 @@ def make_inputs(strategy: Strategy, case: Case, seed: int, dtype: torch.dtype, d
     def place(x: Tensor | None) -> Tensor | None:
         if x is None:
             return None
-        wants_gradient = x.requires_grad and case.mode == "fwd_bwd"
+        wants_gradient = x.requires_grad and case.training
         moved = x.detach().to(device, dtype if x.is_floating_point() else x.dtype)
         return moved.requires_grad_(wants_gradient)
 

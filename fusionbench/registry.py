@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from . import adapt, prune
 from .cost import Cost
 from .errors import FusionbenchError, UnknownNameError, printable
 from .spec import NAME_PATTERN, Case
@@ -30,8 +31,8 @@ InputsFunction = Callable[[Case, torch.Generator], "Inputs"]
 
 STRATEGIES = "strategies"  # the folder below this package whose files register themselves
 MEASURING = (
-    "attention", "parts", "streams", "blocks", "backends", "int8", "inputs", "subject", "verify", "worker", "cost",
-    "stats",
+    "adapt", "prune", "attention", "parts", "streams", "blocks", "backends", "int8", "inputs", "subject", "verify",
+    "worker", "cost", "stats",
 )  # fmt: skip
 ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton", "triton_int8", "sage")
 
@@ -63,13 +64,29 @@ class Strategy:
     summary: str = ""
 
     def module(self, case: Case, impl: str) -> nn.Module:
-        """A fresh module in fp32 on the current default device, initialised from torch's global seed."""
-        return self.build(case, impl, **self.options)
+        """A fresh module in fp32 on the current default device, initialised from torch's global seed.
+
+        Its weights are pruned and frozen, and adapters added, as the case asks.
+        """
+        module = self.build(prune.narrowed(case), impl, **self.options)
+        prune.mask_weights(module, case.prune)
+        return adapt.adapted(module, case.adapt)
 
     def costs(self, case: Case, impl: str) -> Cost:
-        return self.cost(case, impl, **self.options)
+        """What that module costs."""
+        return adapt.adapted_cost(self.cost(prune.narrowed(case), impl, **self.options), case.adapt)
 
     def refusal(self, case: Case) -> str | None:
+        """Why the strategy cannot take the case, or None."""
+        return prune.refusal(case) or self._own_refusal(prune.narrowed(case)) or self._adapt_refusal(case)
+
+    def _adapt_refusal(self, case: Case) -> str | None:
+        if case.adapt == "full" and case.mode != "step":
+            return None
+        cost = self.cost(prune.narrowed(case), "eager", **self.options)
+        return adapt.refusal(case, cost, own_inputs=self.inputs is not None)
+
+    def _own_refusal(self, case: Case) -> str | None:
         if self.refuses is None:
             return None
         try:

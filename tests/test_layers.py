@@ -16,7 +16,7 @@ LAYERS = (
     ("errors", "spec", "stats", "cost", "collector"),
     ("record", "presets", "suite", "disk"),
     ("shard", "store", "compare", "environment"),
-    ("registry", "attention", "parts", "streams", "blocks", "int8"),
+    ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify"),
     ("worker", "runner", "engines"),
@@ -28,6 +28,9 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Rooms whose files build on each other, in this order where it matters; elsewhere a file may use any sibling.
 SAME_ROOM = {
     ("attention", "blocks"),
+    ("adapt", "registry"),
+    ("prune", "registry"),
+    ("prune", "backends"),
     ("parts", "streams"),
     ("parts", "blocks"),
     ("streams", "blocks"),

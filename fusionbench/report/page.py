@@ -51,6 +51,8 @@ def write(
 ) -> Path:
     """Write the page for ``frame`` to ``path``; ``command`` is what runs its suite again."""
     shown = latest(frame)
+    treated = (shown["strategy"] + " " + shown["treatment"]).str.strip()  # one candidate
+    shown = shown.assign(strategy=treated)
     payload = {
         "command": printable(command, _LONGEST),
         "superseded": len(frame) - len(shown),

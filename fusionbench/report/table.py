@@ -109,7 +109,7 @@ def _ranking(group: pd.DataFrame) -> list[Column]:
     lines = [row for _, row in group.iterrows()]
     half = [(r["high_ms"] - r["low_ms"]) / 2 / r["median_ms"] if r["median_ms"] > 0 else math.nan for r in lines]
     return [
-        ("strategy", False, [_name(r["strategy"]) for r in lines]),
+        ("strategy", False, [_name(f"{r['strategy']} {r['treatment']}".strip()) for r in lines]),
         ("backend", False, [_name(r["backend"]) for r in lines]),
         ("ms", True, [Text(f"{r['median_ms']:,.{digits}f}") for r in lines]),
         ("vs best", True, [_ratio(r, ties) for r in lines]),

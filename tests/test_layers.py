@@ -16,7 +16,7 @@ LAYERS = (
     ("errors", "spec", "stats", "cost", "collector"),
     ("record", "suite", "disk"),
     ("shard", "store", "compare", "environment"),
-    ("registry", "attention", "blocks", "int8"),
+    ("registry", "attention", "blocks", "vectors", "int8"),
     ("strategies", "presets", "backends", "inputs"),
     ("plan", "meters", "subject", "verify"),
     ("worker", "runner", "engines"),
@@ -29,6 +29,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SAME_ROOM = {
     ("attention", "blocks"),
     ("registry", "blocks"),
+    ("blocks", "vectors"),
     ("shard", "store"),
     ("subject", "verify"),
     ("meters", "verify"),

@@ -83,6 +83,15 @@ def test_every_element_of_the_output_is_finite_and_the_first_axis_is_the_batch(n
         ("late", (3, late.CLASSES)),
         ("late:concat_head", (3, late.CLASSES)),
         ("late:similarity", (3, 3)),
+        ("film", (3, 11, 12)),
+        ("film:adaln_zero", (3, 11, 12)),
+        ("gmu", (3, 12)),
+        ("tensor_fusion", (3, 12)),
+        ("tensor_fusion:64", (3, 12)),
+        ("low_rank", (3, 12)),
+        ("bilinear", (3, 12)),
+        ("bilinear:mutan", (3, 12)),
+        ("bilinear:mlb", (3, 12)),
     ],
 )
 def test_the_output_has_the_shape_that_the_docstring_says(name: str, expected: tuple[object, ...]) -> None:
@@ -182,7 +191,7 @@ def test_a_sample_that_is_all_padding_in_one_modality_stays_finite(name: str, im
 
 ALONE = ("attention_core", "attention_core:image_to_text", "attention_core_shared")
 REFUSED = {
-    "image": ("cross_attention:image_to_text", "late:similarity", *ALONE),
+    "image": ("cross_attention:image_to_text", "late:similarity", "film", "film:adaln_zero", *ALONE),
     "text": ("cross_attention", "cross_attention:context_norm", "late:similarity", *ALONE),
 }
 

@@ -77,14 +77,30 @@ class Attention(nn.Module):
         k, v = self.keys_and_values(context)
         if self.impl in WITH_PROJECTIONS:
             return WITH_PROJECTIONS[self.impl](x, k, v, self.q, self.out, mask)
-        q = self.turn(self.q_norm(self.q(x).unflatten(-1, (self.heads, -1)))).transpose(1, 2)
-        attended: Tensor = self.out(merge_heads(attend(q, k, v, self.impl, mask, causal=self.causal)))
+        attended: Tensor = self.out(merge_heads(self.read(self.queries(x), k, v, mask)))
         return attended
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[B, Lq, query_width] -> [B, H, Lq, d]"""
+        q: Tensor = self.turn(self.q_norm(self.q(x).unflatten(-1, (self.heads, -1))))
+        return q.transpose(1, 2)
 
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """[B, Lk, context_width] -> keys and values [B, Hk, Lk, d]."""
         k = self.turn(self.k_norm(self.k(context).unflatten(-1, (self.kv_heads, -1)))).transpose(1, 2)
         return k, split_heads(self.v(context), self.kv_heads)
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        """What queries [B, H, Lq, d] read from keys and values [B, Hk, Lk, d]: [B, H, Lq, d]."""
+        return attend(q, k, v, self.impl, mask, causal=self.causal)
+
+
+def own_attention(case: Case) -> str | None:
+    """The refusal of strategies that read keys in a way of their own."""
+    d = case.design
+    if d.kv_heads or d.qk_norm or d.causal or d.rope:
+        return f"this attention has no shared key heads, head norms, causal mask or rotations ({d.key})"
+    return None
 
 
 def attention_cost(

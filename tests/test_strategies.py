@@ -74,6 +74,11 @@ def test_every_element_of_the_output_is_finite_and_the_first_axis_is_the_batch(n
         ("concat_features", (3, 12)),
         ("cross_attention", (3, 6, 12)),
         ("cross_attention:image_to_text", (3, 11, 12)),
+        ("linear_cross_attention", (3, 6, 12)),
+        ("linear_cross_attention:image_to_text", (3, 11, 12)),
+        ("topk_cross_attention", (3, 6, 12)),
+        ("windowed_cross_attention", (3, 6, 12)),
+        ("token_merge", (3, 17, 12)),
         ("co_attention", ((3, 6, 12), (3, 11, 12))),
         ("co_attention_shared", ((3, 6, 12), (3, 11, 12))),
         ("hierarchical", ((3, 6, 12), (3, 11, 12))),
@@ -191,8 +196,26 @@ def test_a_sample_that_is_all_padding_in_one_modality_stays_finite(name: str, im
 
 ALONE = ("attention_core", "attention_core:image_to_text", "attention_core_shared")
 REFUSED = {
-    "image": ("cross_attention:image_to_text", "late:similarity", "film", "film:adaln_zero", *ALONE),
-    "text": ("cross_attention", "cross_attention:context_norm", "late:similarity", *ALONE),
+    "image": (
+        "cross_attention:image_to_text",
+        "linear_cross_attention:image_to_text",
+        "late:similarity",
+        "film",
+        "film:adaln_zero",
+        *ALONE,
+    ),
+    "text": (
+        "cross_attention",
+        "cross_attention:context_norm",
+        "linear_cross_attention",
+        "linear_cross_attention:efficient",
+        "topk_cross_attention",
+        "topk_cross_attention:k8",
+        "windowed_cross_attention",
+        "windowed_cross_attention:w16",
+        "late:similarity",
+        *ALONE,
+    ),
 }
 
 
@@ -222,7 +245,17 @@ def test_late_fusion_without_one_modality_is_the_other_ones_verdict(name: str) -
         torch.testing.assert_close(alone, logits)
 
 
-@pytest.mark.parametrize("name", ["cross_attention", "co_attention", "co_attention_shared"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cross_attention",
+        "linear_cross_attention",
+        "topk_cross_attention",
+        "windowed_cross_attention",
+        "co_attention",
+        "co_attention_shared",
+    ],
+)
 def test_a_fusion_layer_without_its_context_is_skipped(name: str) -> None:
     module, given, _ = prepare(name)
     output = module(None, given.text)
@@ -251,7 +284,7 @@ def test_a_case_is_refused_with_a_reason_or_runs_with_a_type_embedding_or_withou
 def test_widths_may_differ_except_where_both_modalities_enter_one_stream(name: str) -> None:
     entry = get(name)
     case = Case(shape=msgspec.structs.replace(SHAPE, text_width=20), projector="identity")
-    if name in ("concat_attention", "mid"):
+    if name in ("concat_attention", "mid", "token_merge", "token_merge:quarter"):
         reason = "projector 'identity' leaves image at width 12 and text at 20; this strategy needs them equal"
         assert entry.refusal(case) == f"{reason} (use 'linear')"
     elif name == "concat":

@@ -11,7 +11,7 @@ from fusionbench.errors import MissingModalityError
 from fusionbench.inputs import make_inputs, padding_mask
 from fusionbench.registry import Inputs, Strategy, get, strategies
 from fusionbench.spec import PROJECTORS, Case, Projector, Shape
-from fusionbench.strategies import late
+from fusionbench.strategies import attention_pooling, late, perceiver_resampler
 from fusionbench.strategies.co_attention_shared import shared_attention
 
 SHAPE = Shape(batch=3, image=11, text=6, image_width=12, text_width=12, width=12, heads=3, depth=2, ffn=2)
@@ -46,12 +46,16 @@ def parts(output: Output) -> list[Tensor]:
 
 
 def real(output: Output, given: Inputs) -> list[Tensor]:
-    """The output at real tokens only; verdicts [B, C] have no tokens."""
+    """The output at real tokens only; verdicts [B, C] have no tokens, and learned tokens are all real."""
     masks = {m.shape[1]: m for m in (given.image_mask, given.text_mask) if m is not None}
+    if given.text_mask is not None:
+        for learned in (perceiver_resampler.LATENTS, attention_pooling.QUERIES["image"]):
+            behind = nn.functional.pad(given.text_mask, (learned, 0), value=True)
+            masks[behind.shape[1]] = behind
     if given.image_mask is not None and given.text_mask is not None:
         both = torch.cat([given.image_mask, given.text_mask], dim=1)
         masks[both.shape[1]] = both
-    return [x[masks[x.shape[1]]] if x.dim() == 3 and masks else x for x in parts(output)]
+    return [x[masks[x.shape[1]]] if x.dim() == 3 and x.shape[1] in masks else x for x in parts(output)]
 
 
 def run(module: nn.Module, given: Inputs) -> Output:
@@ -79,6 +83,11 @@ def test_every_element_of_the_output_is_finite_and_the_first_axis_is_the_batch(n
         ("topk_cross_attention", (3, 6, 12)),
         ("windowed_cross_attention", (3, 6, 12)),
         ("token_merge", (3, 17, 12)),
+        ("gated_cross_attention", (3, 6, 12)),
+        ("perceiver_resampler", (3, 64 + 6, 12)),
+        ("perceiver", (3, 256, 12)),
+        ("attention_pooling", (3, 1, 12)),
+        ("attention_pooling:image", (3, 256 + 6, 12)),
         ("co_attention", ((3, 6, 12), (3, 11, 12))),
         ("co_attention_shared", ((3, 6, 12), (3, 11, 12))),
         ("hierarchical", ((3, 6, 12), (3, 11, 12))),
@@ -207,6 +216,7 @@ REFUSED = {
     "text": (
         "cross_attention",
         "cross_attention:context_norm",
+        "gated_cross_attention",
         "linear_cross_attention",
         "linear_cross_attention:efficient",
         "topk_cross_attention",
@@ -249,6 +259,7 @@ def test_late_fusion_without_one_modality_is_the_other_ones_verdict(name: str) -
     "name",
     [
         "cross_attention",
+        "gated_cross_attention",
         "linear_cross_attention",
         "topk_cross_attention",
         "windowed_cross_attention",
@@ -284,7 +295,7 @@ def test_a_case_is_refused_with_a_reason_or_runs_with_a_type_embedding_or_withou
 def test_widths_may_differ_except_where_both_modalities_enter_one_stream(name: str) -> None:
     entry = get(name)
     case = Case(shape=msgspec.structs.replace(SHAPE, text_width=20), projector="identity")
-    if name in ("concat_attention", "mid", "token_merge", "token_merge:quarter"):
+    if name in ("concat_attention", "mid", "token_merge", "token_merge:quarter", "perceiver", "attention_pooling"):
         reason = "projector 'identity' leaves image at width 12 and text at 20; this strategy needs them equal"
         assert entry.refusal(case) == f"{reason} (use 'linear')"
     elif name == "concat":

@@ -56,11 +56,12 @@ def linear(
     )
 
 
-def layer_norm(rows: int, width: int, *, saves_input: bool = True) -> Cost:
-    """LayerNorm with affine weights; autograd keeps its input, and mean and 1/std in fp32."""
+def layer_norm(rows: int, width: int, *, saves_input: bool = True, affine: bool = True) -> Cost:
+    """LayerNorm, with weights and biases if ``affine``; autograd keeps its input, and mean and 1/std in fp32."""
+    weights = 2 * width if affine else 0
     return Cost(
-        params=2 * width,
-        weights_read=2 * width,
+        params=weights,
+        weights_read=weights,
         saved=rows * width if saves_input else 0,
         saved_bytes=8 * rows,
     )

@@ -30,8 +30,8 @@ InputsFunction = Callable[[Case, torch.Generator], "Inputs"]
 
 STRATEGIES = "strategies"  # the folder below this package whose files register themselves
 MEASURING = (
-    "attention", "parts", "streams", "blocks", "backends", "int8", "inputs", "subject", "verify", "worker", "cost",
-    "stats",
+    "attention", "parts", "streams", "blocks", "joint", "backends", "int8", "inputs", "subject", "verify", "worker",
+    "cost", "stats",
 )  # fmt: skip
 ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton", "triton_int8", "sage")
 

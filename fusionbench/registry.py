@@ -31,8 +31,8 @@ InputsFunction = Callable[[Case, torch.Generator], "Inputs"]
 
 STRATEGIES = "strategies"  # the folder below this package whose files register themselves
 MEASURING = (
-    "adapt", "prune", "attention", "parts", "streams", "blocks", "vectors", "backends", "int8", "inputs", "subject",
-    "verify", "worker", "cost", "stats",
+    "adapt", "prune", "attention", "parts", "streams", "blocks", "joint", "vectors", "backends", "int8", "inputs",
+    "subject", "verify", "worker", "cost", "stats",
 )  # fmt: skip
 ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton", "triton_int8", "sage")
 

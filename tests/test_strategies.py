@@ -92,6 +92,9 @@ def test_every_element_of_the_output_is_finite_and_the_first_axis_is_the_batch(n
         ("co_attention_shared", ((3, 6, 12), (3, 11, 12))),
         ("hierarchical", ((3, 6, 12), (3, 11, 12))),
         ("mid", (3, 17, 12)),
+        ("mmdit", ((3, 6, 12), (3, 11, 12))),
+        ("mixture_of_transformers", ((3, 6, 12), (3, 11, 12))),
+        ("bottleneck", ((3, 6, 12), (3, 11, 12))),
         ("early", (3, 17, 12)),
         ("early:conv", (3, 17, 12)),
         ("late", (3, late.CLASSES)),
@@ -295,7 +298,15 @@ def test_a_case_is_refused_with_a_reason_or_runs_with_a_type_embedding_or_withou
 def test_widths_may_differ_except_where_both_modalities_enter_one_stream(name: str) -> None:
     entry = get(name)
     case = Case(shape=msgspec.structs.replace(SHAPE, text_width=20), projector="identity")
-    if name in ("concat_attention", "mid", "token_merge", "token_merge:quarter", "perceiver", "attention_pooling"):
+    if name in (
+        "concat_attention",
+        "mid",
+        "bottleneck",
+        "token_merge",
+        "token_merge:quarter",
+        "perceiver",
+        "attention_pooling",
+    ):
         reason = "projector 'identity' leaves image at width 12 and text at 20; this strategy needs them equal"
         assert entry.refusal(case) == f"{reason} (use 'linear')"
     elif name == "concat":

@@ -91,6 +91,8 @@ DESIGNS = {
     "clip": Design(activation="quick_gelu"),
     "vaswani": Design(activation="relu", post_norm=True, causal=True),
     "gated_post": Design(activation="gelu_tanh", post_norm=True, gated=True, out_bias=False),
+    "q_former": Design(post_norm=True, eps=1e-12, latents=3),
+    "vilbert": Design(post_norm=True, eps=1e-12, image_hidden=10, text_heads=4),
 }  # fmt: skip
 BY_DESIGN = [
     Case(shape=(SHAPES[3], WITH_UNITS)[i % 2], projector=("linear", "patch_merge")[i // 2 % 2], design=design)

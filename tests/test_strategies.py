@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fusionbench.errors import MissingModalityError
 from fusionbench.inputs import make_inputs, padding_mask
 from fusionbench.registry import Inputs, Strategy, get, strategies
-from fusionbench.spec import PROJECTORS, Case, Projector, Shape
+from fusionbench.spec import PROJECTORS, Case, Design, Projector, Shape
 from fusionbench.strategies import late
 from fusionbench.strategies.co_attention_shared import shared_attention
 
@@ -46,11 +46,15 @@ def parts(output: Output) -> list[Tensor]:
 
 
 def real(output: Output, given: Inputs) -> list[Tensor]:
-    """The output at real tokens only; verdicts [B, C] have no tokens."""
+    """The output at real tokens only; verdicts [B, C] have no tokens, learned tokens in front of the text are real."""
     masks = {m.shape[1]: m for m in (given.image_mask, given.text_mask) if m is not None}
     if given.image_mask is not None and given.text_mask is not None:
         both = torch.cat([given.image_mask, given.text_mask], dim=1)
         masks[both.shape[1]] = both
+        for x in parts(output):
+            if x.dim() == 3 and x.shape[1] not in masks:
+                learned = x.shape[1] - given.text_mask.shape[1]
+                masks[x.shape[1]] = nn.functional.pad(given.text_mask, (learned, 0), value=True)
     return [x[masks[x.shape[1]]] if x.dim() == 3 and masks else x for x in parts(output)]
 
 
@@ -77,6 +81,11 @@ def test_every_element_of_the_output_is_finite_and_the_first_axis_is_the_batch(n
         ("co_attention", ((3, 6, 12), (3, 11, 12))),
         ("co_attention_shared", ((3, 6, 12), (3, 11, 12))),
         ("hierarchical", ((3, 6, 12), (3, 11, 12))),
+        ("lxmert", ((3, 6, 12), (3, 11, 12))),
+        ("q_former", (3, 38, 12)),
+        ("q_former:with_text", (3, 38, 12)),
+        ("vilbert", ((3, 6, 12), (3, 11, 12))),
+        ("vilbert:with_self", ((3, 6, 12), (3, 11, 12))),
         ("mid", (3, 17, 12)),
         ("early", (3, 17, 12)),
         ("early:conv", (3, 17, 12)),
@@ -222,7 +231,7 @@ def test_late_fusion_without_one_modality_is_the_other_ones_verdict(name: str) -
         torch.testing.assert_close(alone, logits)
 
 
-@pytest.mark.parametrize("name", ["cross_attention", "co_attention", "co_attention_shared"])
+@pytest.mark.parametrize("name", ["cross_attention", "co_attention", "co_attention_shared", "q_former", "vilbert"])
 def test_a_fusion_layer_without_its_context_is_skipped(name: str) -> None:
     module, given, _ = prepare(name)
     output = module(None, given.text)
@@ -251,11 +260,17 @@ def test_a_case_is_refused_with_a_reason_or_runs_with_a_type_embedding_or_withou
 def test_widths_may_differ_except_where_both_modalities_enter_one_stream(name: str) -> None:
     entry = get(name)
     case = Case(shape=msgspec.structs.replace(SHAPE, text_width=20), projector="identity")
-    if name in ("concat_attention", "mid"):
+    if name in ("concat_attention", "mid", "lxmert"):
         reason = "projector 'identity' leaves image at width 12 and text at 20; this strategy needs them equal"
         assert entry.refusal(case) == f"{reason} (use 'linear')"
     elif name == "concat":
         assert entry.refusal(case) == "concat is the cat alone and needs equal widths, not image 12 and text 20"
+    elif name == "q_former:with_text":
+        reason = "q_former:with_text puts text of width 20 beside queries of width 12 (use 'linear')"
+        assert entry.refusal(case) == reason
+    elif name == "vilbert:with_self":
+        reason = "vilbert:with_self splits text of width 20 into heads, and 3 do not divide it"
+        assert entry.refusal(case) == reason
     elif entry.inputs is None:
         module, given = entry.module(case, "eager"), make_inputs(entry, case, 0, torch.float32, "cpu")
         assert all(x.isfinite().all() for x in parts(run(module, given)))
@@ -319,6 +334,28 @@ def test_early_names_the_next_width_that_is_a_patch() -> None:
     case = Case(shape=msgspec.structs.replace(SHAPE, image_width=700))
     reason = "early cuts pixels into patches of 3·P² values, and image_width 700 is none (next: 768)"
     assert get("early").refusal(case) == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "design", "reason"),
+    [
+        ("q_former", {"depth": 0}, {}, "q_former of depth 0 has no layer that reads the image"),
+        ("q_former", {}, {"rope": 0.5}, "q_former's queries have no order, unlike in rope=0.5"),
+        ("q_former", {}, {"causal": True}, "q_former's queries have no order, unlike in causal=1"),
+        ("q_former", {"ffn": 0}, {}, None),
+        (
+            "q_former:with_text",
+            {"ffn": 0},
+            {},
+            "q_former:with_text gives text a feed-forward part of its own, and the shape has none (ffn 0)",
+        ),
+    ],
+)
+def test_a_q_former_says_what_it_cannot_be(
+    name: str, shape: dict[str, int], design: dict[str, float], reason: str | None
+) -> None:
+    case = Case(shape=msgspec.structs.replace(SHAPE, **shape), design=Design(**design))
+    assert get(name).refusal(case) == reason
 
 
 A = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]])

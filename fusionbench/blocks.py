@@ -25,7 +25,7 @@ from .parts import (
     rotated,
 )
 from .spec import Case
-from .streams import Mask
+from .streams import Mask, image_case
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -249,7 +249,8 @@ class MutualLayer(nn.Module):
         self.image_attention = Attention(case, image_width, text_width, impl)
         self.text_attention = Attention(case, text_width, image_width, impl)
         self.image_gate, self.text_gate = Gate(case), Gate(case)
-        self.image_ffn, self.text_ffn = FeedForwardBlock(case, image_width), FeedForwardBlock(case, text_width)
+        self.image_ffn = FeedForwardBlock(image_case(case), image_width)
+        self.text_ffn = FeedForwardBlock(case, text_width)
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Mask = None, text_mask: Mask = None
@@ -270,8 +271,8 @@ def mutual_layer_cost(case: Case, image_width: int, text_width: int, impl: str) 
         rows = s.batch * queries
         cost += norm_cost(rows, width, case) + gate_cost(rows, width, case)
         cost += attention_cost(case, queries, keys, width, context_width, impl, saves_context=False)
-        cost += feed_forward_block_cost(case, queries, width)
-    return cost
+    cost += feed_forward_block_cost(image_case(case), s.image, image_width)
+    return cost + feed_forward_block_cost(case, s.text, text_width)
 
 
 class Encoder(nn.Module):

@@ -75,9 +75,10 @@ class Design(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=
 
     ``kv_heads`` are the heads of keys and values (0: as many as queries), ``latents`` the learned queries or
     bottleneck tokens of strategies that have some (0: the strategy's own number), ``image_hidden`` the image
-    stream's feed-forward width where it differs, ``rope`` the share of each head dim that is rotated, ``eps`` the
-    norms'. ``projects`` says which modality the projector brings to the other's width: both go to the shape's
-    ``width``, one of them alone to the other's.
+    stream's feed-forward width where it differs, ``text_heads`` the heads of layers that only the text passes
+    through, where they differ, ``rope`` the share of each head dim that is rotated, ``eps`` the norms'. ``projects``
+    says which modality the projector brings to the other's width: both go to the shape's ``width``, one of them
+    alone to the other's.
     """
 
     norm: Norm = "layer"
@@ -93,6 +94,7 @@ class Design(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=
     rope: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     latents: Count = 0
     image_hidden: Natural = 0
+    text_heads: Count = 0
     projects: Literal["both", "image", "text"] = "both"
     eps: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-5
 

@@ -92,6 +92,8 @@ DESIGNS = {
     "vaswani": Design(activation="relu", post_norm=True, causal=True),
     "gated_post": Design(activation="gelu_tanh", post_norm=True, gated=True, out_bias=False),
     "idefics": Design(activation="relu", qk_norm="layer", qkv_bias=False, out_bias=False, ffn_bias=False, latents=3),
+    "q_former": Design(post_norm=True, eps=1e-12, latents=3),
+    "vilbert": Design(post_norm=True, eps=1e-12, image_hidden=10, text_heads=4),
 }  # fmt: skip
 BY_DESIGN = [
     Case(shape=(SHAPES[3], WITH_UNITS)[i % 2], projector=("linear", "patch_merge")[i // 2 % 2], design=design)

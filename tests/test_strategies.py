@@ -80,9 +80,14 @@ def test_every_element_of_the_output_is_finite_and_the_first_axis_is_the_batch(n
         ("windowed_cross_attention", (3, 6, 12)),
         ("token_merge", (3, 17, 12)),
         ("co_attention", ((3, 6, 12), (3, 11, 12))),
+        ("co_attention:shared_out", ((3, 6, 12), (3, 11, 12))),
         ("co_attention_shared", ((3, 6, 12), (3, 11, 12))),
         ("hierarchical", ((3, 6, 12), (3, 11, 12))),
         ("mid", (3, 17, 12)),
+        ("mult", ((3, 6, 12), (3, 11, 12))),
+        ("multimodal_transformer", (3, 6, 12)),
+        ("transformer_decoder", (3, 6, 12)),
+        ("transformer_decoder:image_to_text", (3, 11, 12)),
         ("early", (3, 17, 12)),
         ("early:conv", (3, 17, 12)),
         ("late", (3, late.CLASSES)),
@@ -199,6 +204,7 @@ REFUSED = {
     "image": (
         "cross_attention:image_to_text",
         "linear_cross_attention:image_to_text",
+        "transformer_decoder:image_to_text",
         "late:similarity",
         "film",
         "film:adaln_zero",
@@ -213,6 +219,8 @@ REFUSED = {
         "topk_cross_attention:k8",
         "windowed_cross_attention",
         "windowed_cross_attention:w16",
+        "transformer_decoder",
+        "multimodal_transformer",
         "late:similarity",
         *ALONE,
     ),
@@ -253,6 +261,7 @@ def test_late_fusion_without_one_modality_is_the_other_ones_verdict(name: str) -
         "topk_cross_attention",
         "windowed_cross_attention",
         "co_attention",
+        "co_attention:shared_out",
         "co_attention_shared",
     ],
 )
@@ -284,7 +293,8 @@ def test_a_case_is_refused_with_a_reason_or_runs_with_a_type_embedding_or_withou
 def test_widths_may_differ_except_where_both_modalities_enter_one_stream(name: str) -> None:
     entry = get(name)
     case = Case(shape=msgspec.structs.replace(SHAPE, text_width=20), projector="identity")
-    if name in ("concat_attention", "mid", "token_merge", "token_merge:quarter"):
+    one_stream = ("concat_attention", "mid", "token_merge", "token_merge:quarter", "mult", "multimodal_transformer")
+    if name in (*one_stream, "co_attention:shared_out"):
         reason = "projector 'identity' leaves image at width 12 and text at 20; this strategy needs them equal"
         assert entry.refusal(case) == f"{reason} (use 'linear')"
     elif name == "concat":

@@ -290,3 +290,45 @@ class Encoder(nn.Module):
 
 def encoder_cost(case: Case, tokens: int, width: int, impl: str) -> Cost:
     return layer_cost(case, tokens, width, impl) * case.shape.depth
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention, feed-forward (Vaswani et al. 2017, arXiv 1706.03762).
+
+    x [B, Lq, D], context [B, Lk, context_width]. A rotary or causal design applies to the self-attention. Without
+    a context the cross-attention is skipped.
+    """
+
+    def __init__(self, case: Case, width: int, context_width: int, impl: str) -> None:
+        super().__init__()
+        self.self_attention = AttentionBlock(case, width, impl)
+        self.cross_attention = AttentionBlock(case, width, impl, context_width=context_width)
+        self.ffn = FeedForwardBlock(case, width)
+
+    def forward(self, x: Tensor, context: Tensor | None, mask: Mask = None, context_mask: Mask = None) -> Tensor:
+        x = self.self_attention(x, None, mask)
+        if context is not None:
+            x = self.cross_attention(x, context, context_mask)
+        y: Tensor = self.ffn(x)
+        return y
+
+
+class Decoder(nn.Module):
+    """``depth`` decoder layers over x [B, Lq, D], which all read the same context [B, Lk, context_width]."""
+
+    def __init__(self, case: Case, width: int, context_width: int, impl: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(case, width, context_width, impl) for _ in range(case.shape.depth))
+
+    def forward(self, x: Tensor, context: Tensor | None, mask: Mask = None, context_mask: Mask = None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, context, mask, context_mask)
+        return x
+
+
+def decoder_cost(case: Case, queries: int, width: int, keys: int, context_width: int, impl: str) -> Cost:
+    layer = layer_cost(case, queries, width, impl) + attention_block_cost(
+        case, queries, width, impl, keys=keys, context_width=context_width, saves_context=False
+    )
+    context = case.shape.batch * keys * context_width if case.shape.depth else 0  # kept once for all layers
+    return layer * case.shape.depth + Cost(saved=context, linear_inputs=context)

@@ -15,13 +15,13 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 LAYERS = (
     ("errors", "spec", "stats", "cost", "collector"),
     ("record", "suite", "disk"),
-    ("shard", "store", "compare", "environment"),
+    ("shard", "store", "compare", "environment", "ledger"),
     ("registry", "attention", "blocks", "int8"),
     ("strategies", "presets", "backends", "inputs"),
     ("plan", "meters", "subject", "verify"),
     ("worker", "runner", "engines"),
-    ("report", "export", "launch", "inspection"),
-    ("terminal", "progress", "present"),
+    ("report", "export", "launch", "inspection", "claims"),
+    ("terminal", "progress", "present", "findings"),
     ("session", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -34,6 +34,7 @@ SAME_ROOM = {
     ("meters", "verify"),
     ("report", "export"),
     ("terminal", "present"),
+    ("progress", "findings"),
     ("session", "cli"),
     ("cli", "__main__"),
     ("errors", "spec"),

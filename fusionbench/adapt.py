@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import torch
 from torch import Tensor, nn
 
 from .cost import Cost
@@ -29,6 +30,15 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x) + self.up(self.down(x))
         return y
+
+    def merged(self) -> nn.Linear:
+        """One Linear with the product of the adapter in its weight."""
+        layer = nn.Linear(self.layer.in_features, self.layer.out_features, bias=self.layer.bias is not None)
+        with torch.no_grad():
+            layer.weight.copy_(self.layer.weight + self.up.weight @ self.down.weight)
+            if self.layer.bias is not None:
+                layer.bias.copy_(self.layer.bias)
+        return layer.to(self.layer.weight)
 
 
 def adapted(module: nn.Module, adapt: str) -> nn.Module:

@@ -15,13 +15,13 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 LAYERS = (
     ("errors", "spec", "stats", "cost", "collector"),
     ("record", "presets", "suite", "disk"),
-    ("shard", "store", "compare", "environment"),
+    ("shard", "store", "compare", "environment", "ledger"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify"),
     ("worker", "runner", "engines"),
-    ("report", "export", "launch", "inspection"),
-    ("terminal", "progress", "present"),
+    ("report", "export", "launch", "inspection", "claims"),
+    ("terminal", "progress", "present", "findings"),
     ("session", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -47,6 +47,7 @@ SAME_ROOM = {
     ("meters", "verify"),
     ("report", "export"),
     ("terminal", "present"),
+    ("progress", "findings"),
     ("session", "cli"),
     ("cli", "__main__"),
     ("errors", "spec"),

@@ -18,7 +18,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ..errors import printable
+from ..ledger import Ledger
 from ..record import Environment
+from . import claims
 from .files import replacing
 from .rank import latest
 
@@ -36,7 +38,7 @@ _MEASURED = (
     *("median_ms", "low_ms", "high_ms", "samples", "contention", "first_call_ms", "peak_mib", "tflops", "flops"),
     *("rel_l2", "yardstick_rel_l2", "cosine", "max_abs", "grad_rel_l2", "grad_yardstick_rel_l2", "joules_per_call"),
 )
-_SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "page.js")
+_SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "claims.js", "page.js")
 _LONGEST = 2000  # characters of one text that the page carries
 
 
@@ -46,11 +48,12 @@ def write(
     environments: Mapping[str, Environment],
     problems: Sequence[str] = (),
     *,
+    ledgers: Sequence[Ledger] = (),
     title: str = "fusionbench",
     command: str = "fusionbench run SUITE",
 ) -> Path:
     """Write the page for ``frame`` to ``path``; ``command`` is what runs its suite again."""
-    shown = latest(frame)
+    shown, checked = latest(frame), claims.payload(ledgers)
     treated = (shown["strategy"] + " " + shown["treatment"]).str.strip()  # one candidate
     shown = shown.assign(strategy=treated)
     payload = {
@@ -59,6 +62,7 @@ def write(
         "rows": len(shown),
         "columns": _columns(shown),
         "environments": [_clean(msgspec.to_builtins(e)) for e in environments.values()],
+        "ledgers": checked,
         "problems": [printable(p, _LONGEST) for p in problems],
     }
     data = base64.b64encode(gzip.compress(msgspec.json.encode(payload), compresslevel=6, mtime=0)).decode()
@@ -69,6 +73,7 @@ def write(
     scripts = "\n".join(room.joinpath(name).read_text("utf-8") for name in _SCRIPTS)
     html = template.render(
         title=printable(title),
+        claims=bool(checked),
         style=Markup(room.joinpath("page.css").read_text("utf-8")),  # noqa: S704 - package data
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - the installed package
         script=Markup(f"(() => {{\n{scripts}\n}})();"),  # noqa: S704 - package data

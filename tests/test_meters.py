@@ -114,6 +114,15 @@ def test_deviation_is_what_it_says() -> None:
     )
 
 
+def test_the_deviation_of_several_tensors_is_that_of_all_their_numbers() -> None:
+    torch.manual_seed(0)
+    truths = [torch.randn(n, dtype=torch.float64) for n in (7, 0, 300)]
+    results = [t + 0.1 * torch.randn_like(t) for t in truths]
+    apart, joined = accuracy.deviation(results, truths), accuracy.deviation([torch.cat(results)], [torch.cat(truths)])
+    for name in ("max_abs", "mean_abs", "rel_l2", "cosine"):
+        assert getattr(apart, name) == pytest.approx(getattr(joined, name), rel=1e-12), name
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_result_that_is_not_finite_is_wrong(bad: float) -> None:
     found = accuracy.deviation(tensors(1.0, bad), tensors(1.0, 2.0))

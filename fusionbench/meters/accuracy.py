@@ -23,18 +23,24 @@ def deviation(results: Sequence[Tensor], truths: Sequence[Tensor]) -> Deviation:
 
     Every field is None when a result holds a NaN or an infinity that the truth does not.
     """
-    result = torch.cat([r.detach().to(t.dtype).flatten() for r, t in zip(results, truths, strict=True)])
-    truth = torch.cat([t.detach().flatten() for t in truths])
-    error = (result - truth).abs()
-    if not bool(error.isfinite().all()):
-        return Deviation(max_abs=None, mean_abs=None, rel_l2=None, cosine=None)
-    norm, error_norm = float(truth.norm()), float(error.norm())
-    both = norm * float(result.norm())
+    largest = total = product = 0.0
+    error_norm, result_norm, norm, count = 0.0, 0.0, 0.0, 0
+    # Tensor by tensor: joined and in fp64, the gradients of a model and their errors take more memory than the model.
+    for result, truth in zip(results, truths, strict=True):
+        r, t = result.detach().to(truth.dtype).flatten(), truth.detach().flatten()
+        error = (r - t).abs()
+        if not bool(error.isfinite().all()):
+            return Deviation(max_abs=None, mean_abs=None, rel_l2=None, cosine=None)
+        largest = max(largest, float(error.max()) if len(error) else 0.0)
+        total, count, product = total + float(error.sum()), count + len(error), product + float(torch.dot(r, t))
+        error_norm = math.hypot(error_norm, float(error.norm()))
+        result_norm, norm = math.hypot(result_norm, float(r.norm())), math.hypot(norm, float(t.norm()))
+    both = norm * result_norm
     return Deviation(
-        max_abs=float(error.max()) if error.numel() else 0.0,
-        mean_abs=float(error.mean()) if error.numel() else 0.0,
+        max_abs=largest,
+        mean_abs=total / count if count else 0.0,
         rel_l2=error_norm / norm if norm else error_norm,
-        cosine=float(torch.dot(result, truth)) / both if both else 1.0,
+        cosine=product / both if both else 1.0,
     )
 
 
@@ -69,8 +75,8 @@ def verdict(
     nothing but rounding to compare. A tensor of few numbers (a gate's gradient is one) has a yardstick that is a
     single draw, near zero by luck: it is held against eager's largest error in any tensor.
     """
-    size = torch.cat([t.detach().flatten() for t in truths]).abs()
-    largest, usual = (float(size.max()), float(size.mean())) if size.numel() else (0.0, 0.0)
+    largest = max((float(t.detach().abs().max()) for t in truths if t.numel()), default=0.0)
+    usual = sum(float(t.detach().abs().sum()) for t in truths) / max(1, sum(t.numel() for t in truths))
     worst = deviation(yardsticks, truths).max_abs or 0.0
     for number, (result, yardstick, truth) in enumerate(zip(results, yardsticks, truths, strict=True), 1):
         found, own = deviation([result], [truth]), deviation([yardstick], [truth])

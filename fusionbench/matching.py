@@ -13,6 +13,7 @@ TOLERANCE = 0.02  # of the parameters or FLOPs that are matched
 def matched(job: Job) -> Job | str:
     """The job with the feed-forward width that its ``match`` asks for, or the reason why there is none.
 
+    What is matched is the strategy before anything is pruned or frozen, so that all treatments of it are of one module.
     Both parameters and FLOPs grow linearly with that width, so two evaluations give it; it is the multiple of 8
     that comes nearest where that is within 2 %, else the nearest number.
     """
@@ -22,14 +23,15 @@ def matched(job: Job) -> Job | str:
     reason = registry.get(anchor).refusal(job.case)
     if reason is not None:
         return f"cannot be matched with '{anchor}', which skips this case: {reason}"
-    target = _amount(terms, anchor, job.backend, job.case)
-    bare, more = (_amount(terms, job.strategy, job.backend, _wide(job.case, units)) for units in (1, 2))
+    case = msgspec.structs.replace(job.case, adapt="full", prune="none")
+    target = _amount(terms, anchor, job.backend, case)
+    bare, more = (_amount(terms, job.strategy, job.backend, _wide(case, units)) for units in (1, 2))
     per_unit = more - bare
     if per_unit <= 0:
         return f"'{job.strategy}' has no feed-forward width that could match the {terms} of '{anchor}'"
     exact = 1 + (target - bare) / per_unit
     for units in (8 * round(exact / 8), round(exact)):
-        found = _amount(terms, job.strategy, job.backend, _wide(job.case, units)) if units >= 1 else 0
+        found = _amount(terms, job.strategy, job.backend, _wide(case, units)) if units >= 1 else 0
         if abs(found - target) <= TOLERANCE * target:
             return msgspec.structs.replace(job, case=_wide(job.case, units))
     if exact < 1:

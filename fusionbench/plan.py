@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from . import backends, footprint, registry
@@ -61,15 +62,29 @@ class Plan:
 
 def settled(job: Job) -> Job | Skip:
     """The job as it can run, matched where it asks for that, or the reason why it cannot, here or anywhere."""
-    reason = missing_device(job.case.device)
-    reason = reason or backends.refusal(registry.get(job.strategy), backends.get(job.backend), job.case)
+    reason = missing_device(job.case.device) or _refusal(job) or _depth_refusal(job)
     if reason is not None:
         return Skip(job=job, reason=reason)
     asked = matched(job)
     if isinstance(asked, str):
         return Skip(job=job, reason=asked)
-    reason = footprint.refusal(asked)
+    reason = (_refusal(asked) if asked != job else None) or footprint.refusal(asked)
     return asked if reason is None else Skip(job=asked, reason=reason)
+
+
+def _refusal(job: Job) -> str | None:
+    return backends.refusal(registry.get(job.strategy), backends.get(job.backend), job.case)
+
+
+def _depth_refusal(job: Job) -> str | None:
+    """Why the strategy cannot be as deep as the case says: it stacks nothing, and one layer would pass for many."""
+    case, strategy = job.case, registry.get(job.strategy)
+    if case.shape.depth <= 1:
+        return None
+    once = msgspec.structs.replace(case, shape=msgspec.structs.replace(case.shape, depth=1))
+    if strategy.costs(once, "eager") != strategy.costs(case, "eager"):
+        return None
+    return f"'{job.strategy}' has one layer, not {case.shape.depth} (use depth 1, of presets extent 'layer')"
 
 
 @functools.cache

@@ -22,7 +22,7 @@ image_width = [96]
 text_width = [80]
 width = [128]
 heads = [4]
-depth = [2]
+depth = [1]
 modes = ["fwd", "fwd_bwd"]
 """
 
@@ -59,6 +59,24 @@ def test_matched_cases_share_one_key_so_that_they_are_compared() -> None:
     keys = {job.case.key for job in planned("flops", "cross_attention") if isinstance(job, Job)}
     assert len(keys) == 2  # the two modes
     assert all("+flops=concat_attention/" in key for key in keys)
+
+
+def test_all_treatments_of_a_matched_strategy_are_of_one_module() -> None:
+    text = SWEEP.format(match="flops", strategies='"cross_attention"') + (
+        'projectors = ["identity"]\nadapt = ["full", "lora:4"]\nprune = ["none", "structured:0.5"]\n'
+    )
+    text = text.replace("[80]", "[96]")
+    jobs = [item for item in Plan(suite.parse(text, "mine", "mine.toml")) if isinstance(item, Job)]
+    found = [job for job in jobs if job.strategy == "cross_attention" and job.case.mode == "fwd"]
+    assert {job.case.treatment for job in found} == {"", "lora:4", "structured:0.5", "lora:4+structured:0.5"}
+    assert len({job.case.shape.hidden for job in found}) == 1
+
+
+def test_narrowing_to_some_strategies_leaves_them_matched_with_the_suites_first() -> None:
+    chosen = suite.parse(SWEEP.format(match="flops", strategies='"cross_attention"'), "mine", "mine.toml")
+    jobs = list(Plan(suite.narrow(chosen, {"strategies": ["cross_attention"]})))
+    assert jobs == [job for job in Plan(chosen) if isinstance(job, Job) and job.strategy == "cross_attention"]
+    assert all(isinstance(job, Job) and job.case.match == "flops=concat_attention" for job in jobs)
 
 
 def test_what_cannot_be_matched_is_skipped_with_the_reason() -> None:

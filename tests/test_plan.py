@@ -34,6 +34,7 @@ def reasons(body: str) -> list[str]:
         ('backends = ["int8"]', "backend 'int8' computes in int8, not in fp32 (use dtype 'int8')"),
         ('backends = ["int8"]\ndtypes = ["int8"]\nmodes = ["fwd_bwd"]', "int8 products have no backward pass"),
         ('backends = ["flex"]\nmodes = ["fwd_bwd"]', "flex_attention has no backward pass on the CPU"),
+        ("depth = [4]", "'cross_attention' has one layer, not 4 (use depth 1, of presets extent 'layer')"),
         ("heads = [3]", "width 8 is not a multiple of 3 heads"),
         ('devices = ["cuda:99"]', "device 'cuda:99' is not available: torch"),
         ('strategies = ["concat_attention"]\nprojectors = ["identity"]', "projector 'identity' leaves image at width 768"),

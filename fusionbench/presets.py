@@ -87,13 +87,15 @@ def encoders() -> dict[str, Encoder]:
 def parts(names: Iterable[str]) -> Iterator[tuple[str, Part]]:
     """(label, part) of each preset in ``names``: all of ``sd15``'s, one of ``sd15:64x64``, a pair of encoders.
 
-    Raises UnknownNameError with the nearest preset, part or encoder.
+    Raises UnknownNameError with the nearest preset, part or encoder, SuiteError for an encoder alone.
     """
     for name in names:
         own, _, wanted = name.partition(":")
-        if "+" in own:
-            yield name, _pair(*own.split("+", 1))
+        if "+" in name:
+            yield name, _pair(*name.split("+", 1))
             continue
+        if own in encoders():
+            raise SuiteError(f"'{own}' is an encoder; a preset of two joins them, as vit-b16+bert-base")
         if own not in presets():
             raise UnknownNameError("preset", name, presets())
         labelled = {f"{own}:{part.name}" if part.name else own: part for part in presets()[own].part}

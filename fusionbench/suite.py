@@ -15,10 +15,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .errors import SuiteError, UnknownNameError, nearest, printable
-from .presets import Extent, Part, denominator, parts, shrunk
+from .presets import EXTENTS, Extent, Part, denominator, parts, shrunk
 from .spec import (
+    DTYPES,
+    MODES,
     NAME_PATTERN,
     PLAIN,
+    PROJECTORS,
     Adapt,
     Budget,
     Case,
@@ -204,8 +207,11 @@ def _check_sweep(sweep: Sweep, where: str) -> None:
         for label, part in known:
             if not part.strategy:
                 raise SuiteError(f"{where}: preset '{label}' has no fusion of its own; name the strategies")
-    if sweep.match and not sweep.strategies:
-        raise SuiteError(f"{where}: match makes the strategies alike that the sweep names, and it names none")
+    if sweep.extent and sweep.depth:
+        raise SuiteError(f"{where} has 'extent' and 'depth', and each says how many layers there are; name one of them")
+    if sweep.match and len(set(sweep.strategies)) < 2:
+        count = "one" if sweep.strategies else "none"
+        raise SuiteError(f"{where}: match makes the strategies alike that the sweep names, and it names {count}")
     for table in (*sweep.include, *sweep.exclude):
         _check_filter(table, sweep, f"{where}: filter")
 
@@ -216,9 +222,9 @@ def _check_filter(table: Filter, sweep: Sweep, where: str) -> None:
     if not table:
         raise SuiteError(f"{where} is empty and would match every case")
     for axis, wanted in table.items():
-        known = {_text(value) for value in sweep.values(axis)}
-        if not known:
+        if not sweep.values(axis):
             raise SuiteError(f"{where}: the sweep takes its {axis} from its presets; filter by presets")
+        known = _offered(sweep, axis)
         for value in wanted if isinstance(wanted, list) else [wanted]:
             if _text(value) not in known:
                 shown = printable(_text(value))
@@ -234,21 +240,25 @@ def _explain(message: str, data: Mapping[str, Any]) -> str:
     for key, index in steps:
         value = value[key] if key else value[int(index)]
         words.append(key if key else f"{int(index) + 1}")
-    match = re.match(r"Invalid enum value (.*)", what)
-    if match and len(steps) > 1:
-        known = _allowed(steps[-2][0] or steps[-1][0])
-        kind = (steps[-2][0] or steps[-1][0]).rstrip("s")
-        return f"{' '.join(words[:-1])}: no {kind} named '{printable(str(value))}'{nearest(str(value), known)}"
+    axis = next((key for key, _ in reversed(steps) if key), "")
+    known, form = _ALLOWED.get(axis, ()), _FORMS.get(axis, "")
+    if what.startswith("Invalid enum value") or (form and "matching regex" in what):
+        remedy = f" (use {form})" if form else nearest(str(value), known)
+        return f"{' '.join(words[:-1])}: no {axis.rstrip('s')} named '{printable(str(value))}'{remedy}"
     what = what[:1].lower() + what[1:]
     given = "" if isinstance(value, dict | list) else f"; got '{printable(str(value))}'"
     return f"{' '.join(words)}: {what}{given}" if words else what
 
 
-def _allowed(axis: str) -> tuple[str, ...]:
-    from .presets import EXTENTS
-    from .spec import DTYPES, MODES, PROJECTORS
-
-    return {"dtypes": DTYPES, "modes": MODES, "projectors": PROJECTORS, "extent": EXTENTS}.get(axis, ())
+# What an axis takes: one of a few names, or names of a form.
+_ALLOWED: dict[str, tuple[str, ...]] = {
+    "dtypes": DTYPES, "modes": MODES, "projectors": PROJECTORS, "extent": EXTENTS, "match": ("params", "flops"),
+}  # fmt: skip
+_FORMS = {
+    "adapt": "full, frozen or lora:RANK, as lora:8",
+    "prune": "none, 2:4, structured:SHARE or unstructured:SHARE, as structured:0.5",
+    "devices": "cpu, cuda or cuda:N",
+}
 
 
 def narrow(suite: Suite, only: Mapping[str, Sequence[str]]) -> Suite:
@@ -287,7 +297,7 @@ def _scaled(suite: Suite, scale: Sequence[str]) -> Suite:
 
 
 def _offered(sweep: Sweep, axis: str) -> set[str]:
-    """The texts by which ``--only`` may ask for a value of the axis."""
+    """The texts by which a filter or ``--only`` may ask for a value of the axis."""
     if axis == "presets":
         return {name for label, _ in parts(sweep.presets) for name in (label, label.partition(":")[0])}
     if axis == "strategies" and not sweep.strategies:
@@ -303,6 +313,10 @@ def _cut(sweep: Sweep, only: Mapping[str, Sequence[str]]) -> Sweep | None:
             labelled = list(parts(changed.get("presets", sweep.presets)))
             chosen = _asked_for(labelled, axis, wanted)
             changed["presets"] = tuple(chosen)
+        elif axis == "strategies" and sweep.match:  # its first strategy stays what the others are matched with
+            chosen = [name for name in sweep.strategies if name in wanted]
+            others = [name for name in sweep.strategies if name not in wanted]
+            changed["exclude"] = (*sweep.exclude, {"strategies": others}) if others else sweep.exclude
         else:
             chosen = [value for value in sweep.values(axis) if _text(value) in wanted]
             changed[axis] = tuple(chosen)

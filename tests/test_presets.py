@@ -113,6 +113,9 @@ def test_a_pair_of_encoders_is_a_preset_for_strategies_that_the_sweep_names() ->
         ('presets = ["llavva"]', "mine.toml: sweep 1: no preset named 'llavva'; did you mean 'llava-1.5-7b'?"),
         ('presets = ["sd15:64x65"]', "mine.toml: sweep 1: no preset named 'sd15:64x65'; did you mean 'sd15:64x64'?"),
         ('presets = ["vit-b61+gpt2"]', "mine.toml: sweep 1: no encoder named 'vit-b61'; did you mean 'vit-b16'?"),
+        ('presets = ["vit-b16+gpt2:x"]\nstrategies = ["late"]', "mine.toml: sweep 1: no encoder named 'gpt2:x'; did you mean 'gpt2'?"),
+        ('presets = ["vit-b16"]', "mine.toml: sweep 1: 'vit-b16' is an encoder; a preset of two joins them, as vit-b16+bert-base"),
+        ('presets = ["lxmert"]\nextent = ["stack"]\ndepth = [2]', "mine.toml: sweep 1 has 'extent' and 'depth', and each says how many layers there are; name one of them"),
         ('presets = ["vit-b16+gpt2"]', "mine.toml: sweep 1: preset 'vit-b16+gpt2' has no fusion of its own; name the strategies"),
         ('presets = ["lxmert"]\nscale = ["1/0"]', "mine.toml: sweep 1: scale '1/0' is not 1 or 1/N with N up to 1024 (as 1/8)"),
         ('presets = ["lxmert"]\nscale = ["0.5"]', "mine.toml: sweep 1: scale '0.5' is not 1 or 1/N with N up to 1024 (as 1/8)"),
@@ -133,6 +136,7 @@ def test_a_bad_preset_is_one_line(body: str, message: str) -> None:
 def test_presets_can_be_kept_and_dropped_by_name_and_by_part() -> None:
     body = 'presets = ["sd15", "lxmert"]\n'
     assert len(jobs(body + 'exclude = [{ presets = "sd15" }]')) == 1
+    assert len(jobs(body + 'exclude = [{ presets = "sd15:64x64" }]')) == 4
     assert len(jobs(body.replace("sd15", "sd15:64x64"))) == 2
 
 

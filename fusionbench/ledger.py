@@ -142,6 +142,8 @@ def encode(ledger: Ledger) -> bytes:
 
 def make_place(path: Path) -> None:
     """Make the folder that ``path`` will be written to; raises StoreError before anything is measured for it."""
+    if path.is_dir():
+        raise StoreError(f"cannot write '{printable(str(path))}': it is a folder; name the file in it ({FILE})")
     with explained(f"cannot write '{printable(str(path))}'"):
         path.parent.mkdir(parents=True, exist_ok=True)
 

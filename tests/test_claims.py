@@ -421,6 +421,14 @@ def test_what_was_found_before_ctrl_c_is_kept(
     assert (tmp_path / "x.json").read_text() == out
 
 
+def test_a_folder_is_no_place_for_the_findings_and_is_told_before_anything_is_checked(
+    fusionbench, tmp_path: Path  # type: ignore[no-untyped-def]
+) -> None:  # fmt: skip
+    code, out, err = fusionbench("claims", "C2", "--output", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert err == f"fusionbench: cannot write '{tmp_path}': it is a folder; name the file in it (claims.json)\n"
+
+
 def test_ctrl_c_leaves_with_130(tmp_path: Path) -> None:
     process = started("claims", "C20", cwd=tmp_path)
     assert process.stderr

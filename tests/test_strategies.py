@@ -457,8 +457,9 @@ def test_learned_weights_start_equal_and_move_the_result_from_one_modality_to_th
 
 
 def test_voting_has_no_gradient_and_says_so() -> None:
-    reason = get("late:vote").refusal(Case(shape=SHAPE, mode="fwd_bwd"))
-    assert reason == "late:vote counts votes, which have no gradient (use mode 'fwd')"
+    for mode in ("fwd_bwd", "step"):
+        reason = get("late:vote").refusal(Case(shape=SHAPE, mode=mode))  # type: ignore[arg-type]
+        assert reason == "late:vote counts votes, which have no gradient (use mode 'fwd')"
 
 
 def test_similarity_is_a_scaled_cosine_of_every_pair() -> None:

@@ -151,7 +151,7 @@ COMBINATIONS = {
 
 
 def refuses(case: Case, combine: str = "mean") -> str | None:
-    if combine == "vote" and case.mode == "fwd_bwd":
+    if combine == "vote" and case.training:
         return "late:vote counts votes, which have no gradient (use mode 'fwd')"
     return None
 

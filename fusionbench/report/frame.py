@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ..presets import departures
 from ..record import Deviation, Environment, Record
 from ..stats import interval_ranks
 
@@ -88,7 +89,7 @@ def _candidate(record: Record) -> str:
     if not case.preset:
         return f"{strategy} {case.treatment}".strip()
     layers = f"x{case.shape.depth}" if case.shape.depth > 1 else ""
-    return " ".join(filter(None, (case.preset, strategy, layers, case.treatment)))
+    return " ".join(filter(None, (case.preset, strategy, layers, case.treatment, *departures(case))))
 
 
 def _outcome(columns: dict[str, Any], records: Sequence[Record]) -> None:

@@ -76,7 +76,7 @@ class Projector(nn.Module):
         layers: dict[str, list[nn.Module]] = {
             "identity": [],
             "linear": [nn.Linear(width, out)],
-            "linear_norm": [nn.Linear(width, out), nn.LayerNorm(out)],
+            "linear_norm": [nn.Linear(width, out), nn.LayerNorm(out, eps=case.design.eps)],
             "mlp": [nn.Linear(width, out), nn.GELU(), nn.Linear(out, out)],  # LLaVA-1.5's mlp2x_gelu
             "patch_merge": [PatchMerge(width, out, case)],
         }

@@ -84,6 +84,7 @@ class Costs(Struct, frozen=True, kw_only=True, gc=False):
     min_bytes: Natural
     activation_bytes: Natural
     counted_flops: Natural | None = None  # by FlopCounterMode; None where it cannot see (compiled code)
+    cache_bytes: Natural = 0  # keys and values that the step is given, of all its layers
 
 
 class Record(Struct, frozen=True, kw_only=True, gc=False):

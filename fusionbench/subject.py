@@ -28,7 +28,7 @@ class Subject:
     training: bool
 
     def call(self) -> tuple[Tensor, ...]:
-        """The outputs in mode fwd; the gradients of inputs and parameters in mode fwd_bwd."""
+        """The gradients of inputs and parameters in mode fwd_bwd; the outputs in every other."""
         outputs = self.outputs()
         return self.gradients(outputs, self.cotangents) if self.training else outputs
 
@@ -73,8 +73,8 @@ class Subject:
 
     @property
     def resting_bytes(self) -> int:
-        held = [*self.module.parameters(), *self.module.buffers(), *self.inputs.args()]
-        return sum(t.numel() * t.element_size() for t in held if t is not None)
+        held = [*self.module.parameters(), *self.module.buffers(), *self.inputs.tensors()]
+        return sum(t.numel() * t.element_size() for t in held)
 
 
 def cotangents(outputs: Sequence[Tensor], rounded: torch.dtype) -> list[Tensor]:
@@ -108,20 +108,15 @@ def twin(job: Job, seed: int, dtype: torch.dtype, inputs: Inputs) -> Subject:
         registry.get(job.strategy).module(case, "eager").to(device=case.device, dtype=compute_dtype(case)).to(dtype)
     )
 
-    def cast(t: Tensor | None) -> Tensor | None:
-        return t if t is None or not t.is_floating_point() else t.detach().to(dtype).requires_grad_(t.requires_grad)
+    def cast(t: Tensor) -> Tensor:
+        return t.detach().to(dtype).requires_grad_(t.requires_grad) if t.is_floating_point() else t
 
-    cast_inputs = Inputs(cast(inputs.image), cast(inputs.text), inputs.image_mask, inputs.text_mask)
-    return Subject(module.train(case.mode == "fwd_bwd"), cast_inputs, case.mode == "fwd_bwd")
+    return Subject(module.train(case.mode == "fwd_bwd"), inputs.each(cast), case.mode == "fwd_bwd")
 
 
 def select(inputs: Inputs, samples: Tensor) -> Inputs:
     """These samples of the batch, as leaves of their own."""
-
-    def rows(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.detach()[samples].requires_grad_(t.requires_grad)
-
-    return Inputs(*(rows(t) for t in inputs.args()))
+    return inputs.each(lambda t: t.detach()[samples].requires_grad_(t.requires_grad))
 
 
 def closed_form(job: Job, impl: str, counted_flops: int | None) -> Costs:
@@ -133,6 +128,7 @@ def closed_form(job: Job, impl: str, counted_flops: int | None) -> Costs:
         params=cost.params,
         min_bytes=cost.min_bytes(itemsize, 1 if case.dtype == "int8" else itemsize),
         activation_bytes=cost.activation_bytes(itemsize),
+        cache_bytes=cost.cached * itemsize,
         counted_flops=counted_flops,
     )
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 # The layers of DESIGN.md, lowest first; a package stands for all of its modules.
 LAYERS = (
     ("errors", "spec", "stats", "cost", "collector"),
-    ("record", "presets", "suite", "disk"),
+    ("record", "presets", "suite", "disk", "generation"),
     ("shard", "store", "compare", "environment"),
     ("registry", "attention", "parts", "streams", "blocks", "int8"),
     ("strategies", "backends", "inputs"),

@@ -156,7 +156,11 @@ const jobKey = (row) => `${value("strategy", row)}/${value("backend", row)}/${va
 const command = (row) => `${D.command} --job ${quote(jobKey(row))}`;
 const shapeName = (row) => `${thousands(value("image", row))} image × ${thousands(value("text", row))} text tokens`;
 
-const mainCondition = (row) => [value("dtype", row), value("device", row), value("mode", row) === "fwd" ? "forward" : "forward + backward"];
+const MODES = {
+  fwd: "forward", fwd_bwd: "forward + backward", decode: "decode, cached", decode_uncached: "decode without the image's cache",
+  cached: "forward, context cached",
+};
+const mainCondition = (row) => [value("dtype", row), value("device", row), MODES[value("mode", row)] ?? value("mode", row)];
 
 function otherConditions(row) {
   const parts = [];

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from . import prune
 from .errors import FusionbenchError, UnknownNameError
 from .int8 import TritonInt8Linear, quantize_linears
 from .registry import Strategy
@@ -86,7 +87,17 @@ def refusal(strategy: Strategy, backend: Backend, case: Case) -> str | None:
     quantises_linears_alone = backend.int8 and backend.impl not in ("triton_int8", "sage")
     if reason is None and quantises_linears_alone and strategy.costs(case, "eager").params == 0:
         return f"'{strategy.name}' has no weights to quantise"
+    if reason is None and case.adapt != "full":
+        reason = _adapt_refusal(backend, backend.impl_for(strategy) or "", strategy)
     return reason
+
+
+def _adapt_refusal(backend: Backend, impl: str, strategy: Strategy) -> str | None:
+    """Kernels that take a Linear's weight with them, and int8's, see no adapter beside it."""
+    takes_weights = impl.startswith("triton_") or (impl == "triton" and "sdpa" not in strategy.impls)
+    if backend.int8 or takes_weights:
+        return f"backend '{backend.name}' reads the weights of Linear layers itself, and no adapters beside them"
+    return None
 
 
 def _dtype_refusal(backend: Backend, case: Case) -> str | None:
@@ -134,13 +145,13 @@ def _compile_refuses(case: Case) -> str | None:
 
 
 def _flex_refuses(case: Case) -> str | None:
-    if case.device == "cpu" and case.mode == "fwd_bwd":
+    if case.device == "cpu" and case.training:
         return "flex_attention has no backward pass on the CPU"
     return missing_compiler()
 
 
 def _int8_refuses(case: Case) -> str | None:
-    return "int8 products have no backward pass" if case.mode == "fwd_bwd" else None
+    return "int8 products have no backward pass" if case.training else None
 
 
 def _triton_refuses(case: Case) -> str | None:
@@ -162,7 +173,7 @@ def _projected_refuses(case: Case) -> str | None:
 
 
 def _absorbed_refuses(case: Case) -> str | None:
-    if case.mode == "fwd_bwd":
+    if case.training:
         return "absorbed attention is for inference: its products of weights have no gradients"
     if case.dtype not in ("fp16", "bf16"):
         return f"absorbed attention has kernels for fp16 and bf16, not for {case.dtype}"
@@ -174,8 +185,8 @@ def _sage_refuses(case: Case) -> str | None:
         return "sageattention has kernels for CUDA only"
     if case.design.causal:
         return "causal attention is not offered to sageattention here"
-    if case.mode == "fwd_bwd" or case.padding:
-        return "sageattention has no backward pass" if case.mode == "fwd_bwd" else "sageattention takes no padding mask"
+    if case.training or case.padding:
+        return "sageattention has no backward pass" if case.training else "sageattention takes no padding mask"
     if case.shape.width // case.shape.heads > 128:
         return f"sageattention takes head dims up to 128, not {case.shape.width // case.shape.heads}"
     if importlib.util.find_spec("sageattention") is None:
@@ -185,6 +196,20 @@ def _sage_refuses(case: Case) -> str | None:
 
 def _triton_int8_refuses(case: Case) -> str | None:
     return _int8_refuses(case) or _triton_refuses(case)
+
+
+def _sparse_refuses(case: Case) -> str | None:
+    if case.prune != prune.TWO_OF_FOUR:
+        return f"backend 'sparse' reads weights pruned to 2:4, not '{case.prune}' (use prune '2:4')"
+    if case.device == "cpu" or case.dtype not in ("fp16", "bf16"):
+        return "sparse tensor cores are NVIDIA's (sm_80 and newer) and compute in fp16 and bf16"
+    return "packed weights are not trained" if case.training or case.adapt != "full" else None
+
+
+def _compress(module: nn.Module) -> nn.Module:
+    if prune.compress(module) == 0:
+        raise FusionbenchError("backend 'sparse' found no Linear layer to pack")
+    return module
 
 
 def _compile(module: nn.Module) -> nn.Module:
@@ -222,6 +247,8 @@ _ALL = (
             transforms=True, compiles=True),
     Backend("int8", "sdpa", "W8A8 dynamic: every Linear over int8 products, attention as in sdpa", _int8_refuses,
             _quantize, transforms=True, int8=True),
+    Backend("sparse", "sdpa", "weights pruned to 2:4 on sparse tensor cores, attention as in sdpa", _sparse_refuses,
+            _compress, transforms=True),
     Backend("triton", "triton", "hand-written Triton kernels", _triton_refuses),
     Backend("triton-projected", "triton_projected", "Triton: attention with its query and output projections inside",
             _projected_refuses),

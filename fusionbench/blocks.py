@@ -28,7 +28,7 @@ from .parts import (
     rotated,
 )
 from .spec import Case
-from .streams import Mask
+from .streams import Mask, image_case
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -85,10 +85,12 @@ class Attention(nn.Module):
             k[:, :, first:], v[:, :, first:] = self.keys_and_values(x, first)
         if self.impl in WITH_PROJECTIONS:
             return WITH_PROJECTIONS[self.impl](x, k, v, self.q, self.out, mask)
-        q = self.turned(self.q_norm(self.q(x).unflatten(-1, (self.heads, -1))), first).transpose(1, 2)
-        causal = self.causal and (cache is None or x.shape[1] > 1)  # one new token sees all there is
-        attended: Tensor = self.out(merge_heads(attend(q, k, v, self.impl, mask, causal=causal)))
+        attended: Tensor = self.out(merge_heads(self.read(self.queries(x, first), k, v, mask)))
         return attended
+
+    def queries(self, x: Tensor, first: int = 0) -> Tensor:
+        """[B, Lq, query_width], the tokens from position ``first`` on -> [B, H, Lq, d]"""
+        return self.turned(self.q_norm(self.q(x).unflatten(-1, (self.heads, -1))), first).transpose(1, 2)
 
     def keys_and_values(self, context: Tensor, first: int = 0) -> KeysAndValues:
         """[B, Lk, context_width], the tokens from position ``first`` on -> keys and values [B, Hk, Lk, d]."""
@@ -96,7 +98,20 @@ class Attention(nn.Module):
         return k, split_heads(self.v(context), self.kv_heads)
 
     def turned(self, x: Tensor, first: int) -> Tensor:
-        return self.turn(x, first) if isinstance(self.turn, Rotary) else x
+        return x if isinstance(self.turn, nn.Identity) else self.turn(x, first)
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        """What queries [B, H, Lq, d] read from keys and values [B, Hk, Lk, d]: [B, H, Lq, d]."""
+        causal = self.causal and q.shape[2] > 1  # one query is the last, which sees every key
+        return attend(q, k, v, self.impl, mask, causal=causal)
+
+
+def own_attention(case: Case) -> str | None:
+    """The refusal of strategies that read keys in a way of their own."""
+    d = case.design
+    if d.kv_heads or d.qk_norm or d.causal or d.rope:
+        return f"this attention has no shared key heads, head norms, causal mask or rotations ({d.key})"
+    return None
 
 
 def attention_cost(
@@ -136,8 +151,11 @@ def attention_cost(
         tables = 2 * (s.image + s.text) * rotated(head_dim, case)  # kept whole, by q and k together
         turned += rotary_cost(b, queries, s.heads, head_dim, case) + Cost(saved=tables)
         turned += rotary_cost(b, made, kv_heads(case), head_dim, case)
+    # Eager attention itself has no use for its output: only the gradient of the output projection's weights has.
+    nobodys = Cost(linear_inputs=b * queries * inner) if impl == "eager" else Cost()
     return (
-        context
+        nobodys
+        + context
         + linear(b * queries, query_width, inner, bias=design.qkv_bias)
         + head_norm_cost(b, queries, s.heads, head_dim, case)
         + turned
@@ -255,7 +273,8 @@ class MutualLayer(nn.Module):
         self.image_attention = Attention(case, image_width, text_width, impl)
         self.text_attention = Attention(case, text_width, image_width, impl)
         self.image_gate, self.text_gate = Gate(case), Gate(case)
-        self.image_ffn, self.text_ffn = FeedForwardBlock(case, image_width), FeedForwardBlock(case, text_width)
+        self.image_ffn = FeedForwardBlock(image_case(case), image_width)
+        self.text_ffn = FeedForwardBlock(case, text_width)
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Mask = None, text_mask: Mask = None
@@ -276,8 +295,8 @@ def mutual_layer_cost(case: Case, image_width: int, text_width: int, impl: str) 
         rows = s.batch * queries
         cost += norm_cost(rows, width, case) + gate_cost(rows, width, case)
         cost += attention_cost(case, queries, keys, width, context_width, impl, saves_context=False)
-        cost += feed_forward_block_cost(case, queries, width)
-    return cost
+    cost += feed_forward_block_cost(image_case(case), s.image, image_width)
+    return cost + feed_forward_block_cost(case, s.text, text_width)
 
 
 class Encoder(nn.Module):
@@ -298,3 +317,75 @@ class Encoder(nn.Module):
 
 def encoder_cost(case: Case, tokens: int, width: int, impl: str, cached: int = 0) -> Cost:
     return layer_cost(case, tokens, width, impl, cached=cached) * case.shape.depth
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention, feed-forward (Vaswani et al. 2017, arXiv 1706.03762).
+
+    x [B, Lq, D], context [B, Lk, context_width]. A rotary or causal design applies to the self-attention. Without
+    a context the cross-attention is skipped. Caches are as of ``Attention``.
+    """
+
+    def __init__(self, case: Case, width: int, context_width: int, impl: str) -> None:
+        super().__init__()
+        self.self_attention = AttentionBlock(case, width, impl)
+        self.cross_attention = AttentionBlock(case, width, impl, context_width=context_width)
+        self.ffn = FeedForwardBlock(case, width)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        mask: Mask = None,
+        context_mask: Mask = None,
+        own_cache: KeysAndValues | None = None,
+        context_cache: KeysAndValues | None = None,
+    ) -> Tensor:
+        x = self.self_attention(x, None, mask, own_cache)
+        if context is not None or context_cache is not None:
+            x = self.cross_attention(x, context, context_mask, context_cache)
+        y: Tensor = self.ffn(x)
+        return y
+
+
+class Decoder(nn.Module):
+    """``depth`` decoder layers over x [B, Lq, D], which all read the same context [B, Lk, context_width].
+
+    The layers' caches are given apart: keys and values of x's own stream, and of the context.
+    """
+
+    def __init__(self, case: Case, width: int, context_width: int, impl: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(case, width, context_width, impl) for _ in range(case.shape.depth))
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        mask: Mask = None,
+        context_mask: Mask = None,
+        own_cache: Cache = (),
+        context_cache: Cache = (),
+    ) -> Tensor:
+        for layer, own, of_context in zip_longest(self.layers, own_cache, context_cache):
+            x = layer(x, context, mask, context_mask, own, of_context)
+        return x
+
+
+def decoder_cost(
+    case: Case,
+    queries: int,
+    width: int,
+    keys: int,
+    context_width: int,
+    impl: str,
+    *,
+    own_cached: int = 0,
+    context_cached: int = 0,
+) -> Cost:
+    layer = layer_cost(case, queries, width, impl, cached=own_cached) + attention_block_cost(
+        case, queries, width, impl, keys=keys, context_width=context_width, saves_context=False, cached=context_cached
+    )
+    read = 0 if context_cached else case.shape.batch * keys * context_width
+    context = read if case.shape.depth else 0  # kept once for all layers
+    return layer * case.shape.depth + Cost(saved=context, linear_inputs=context)

@@ -290,6 +290,10 @@ def report(
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; without any, the newest.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page to write.")] = None,
+    claims: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Findings of `claims --output`; without it those in a run's claims.json."),
+    ] = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Write one offline HTML page with everything a run found."""
@@ -298,9 +302,55 @@ def report(
     with paused():
         found = [present.read(path, results) for path in runs] if runs else [present.read(None, results)]
         path = output or (found[0].path / "report.html" if found[0].path.is_dir() else Path("report.html"))
-        typer.echo(str(present.write_page(found, path)))
+        checked, problems = present.ledgers(found, claims)
+        typer.echo(str(present.write_page(found, path, checked, problems)))
+    if problems:
+        raise typer.Exit(DAMAGED)
     for each in found:
         _leave_if_damaged(each)
+
+
+@app.command()
+def claims(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Claims to check (C1 to C28); without any, all.")
+    ] = None,
+    as_json: AsJson = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save the findings, for `report --claims`.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of weights and inputs.")] = 0,
+) -> None:
+    """Check what is commonly said about fusion: claim, verdict, the figures found here, and the condition."""
+    from . import ledger
+    from .claims import table
+
+    wanted = table.chosen(ids or ())  # wrong names and places are told before torch is imported
+    if output:
+        ledger.make_place(output)
+    from . import findings
+    from .claims import run
+    from .claims.check import Lab
+    from .terminal import console
+
+    out, lab = console(), Lab(seed)
+
+    def show(claim: ledger.Claim, finding: ledger.Finding) -> None:
+        if not as_json:
+            out.print(findings.block(claim, finding, out.width))
+
+    found, interrupted = findings.follow(wanted, run.run(wanted, lab), console(stderr=True), show)
+    result = run.ledger(wanted, found, lab)
+    if output:
+        ledger.save(result, output)
+    if as_json:
+        typer.echo(ledger.encode(result).decode(), nl=False)
+    else:
+        out.print(findings.ending(result), soft_wrap=True)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if any(finding.error for finding in found):
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()

@@ -22,6 +22,16 @@ class Cost(Struct, frozen=True, kw_only=True):
     saved: int = 0  # elements that autograd keeps for the backward pass
     saved_bytes: int = 0  # what it keeps in a dtype of its own: fp32 statistics, int64 ids
     cached: int = 0  # elements of keys and values that it is given, of all layers
+    trainable: int = 0  # of the parameters; set where it is known what is trained
+    # What adaptation needs to know. Of Linear layers: FLOPs, elements kept only for the gradients of their weights,
+    # the sums of rows, of in + out, and of rows x (in + out). Of other parameters: FLOPs and elements for gradients.
+    linear_flops: int = 0
+    linear_inputs: int = 0
+    linear_rows: int = 0
+    linear_sides: int = 0
+    linear_traffic: int = 0
+    other_flops: int = 0
+    other_inputs: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
@@ -58,14 +68,20 @@ def linear(
         weights_read=weights,
         activations_moved=rows * (inputs + outputs),
         saved=rows * inputs if saves_input else 0,
+        linear_flops=flops,
+        linear_inputs=rows * inputs if saves_input else 0,
+        linear_rows=rows,
+        linear_sides=inputs + outputs,
+        linear_traffic=rows * (inputs + outputs),
     )
 
 
-def layer_norm(rows: int, width: int, *, saves_input: bool = True) -> Cost:
-    """LayerNorm with affine weights; autograd keeps its input, and mean and 1/std in fp32."""
+def layer_norm(rows: int, width: int, *, saves_input: bool = True, affine: bool = True) -> Cost:
+    """LayerNorm, with weights and biases if ``affine``; autograd keeps its input, and mean and 1/std in fp32."""
+    weights = 2 * width if affine else 0
     return Cost(
-        params=2 * width,
-        weights_read=2 * width,
+        params=weights,
+        weights_read=weights,
         saved=rows * width if saves_input else 0,
         saved_bytes=8 * rows,
     )

@@ -24,7 +24,7 @@ def footprint(job: Job) -> int:
     """
     case, strategy, backend = job.case, registry.get(job.strategy), backends.get(job.backend)
     cost, s = strategy.costs(case, backend.impl_for(strategy) or "eager"), case.shape
-    item, training = ITEMSIZE[case.dtype], case.mode == "fwd_bwd"
+    item, training = ITEMSIZE[case.dtype], case.training
     weights = cost.params * (item + TRUTH) + (cost.params * (2 * item + TRUTH) if training else 0)
     inputs = (s.batch * (s.image * s.image_width + s.text * s.text_width) + cost.cached) * (item + TRUTH)
     layers = 1 if training else max(1, s.depth)

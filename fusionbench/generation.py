@@ -41,18 +41,26 @@ Direction = Literal["text_to_image", "image_to_text"]
 class Step(Struct, frozen=True, kw_only=True):
     """What one call is given, in tokens per sample.
 
-    ``image`` and ``text`` tokens pass their projectors, ``projected`` image tokens have passed theirs, and ``caches``
-    are the tokens of each pair of keys and values.
+    ``image`` and ``text`` tokens pass their projectors, ``projected`` image tokens have passed theirs. Each of
+    ``layers`` layers is given keys and values of ``own`` tokens, which are the stream of its queries and have slots for
+    those, and of ``context`` tokens.
     """
 
     image: int = 0
     text: int = 0
     projected: int = 0
-    caches: tuple[int, ...] = ()
+    own: int = 0
+    context: int = 0
+    layers: int = 1
+
+    @property
+    def caches(self) -> tuple[int, ...]:
+        """The tokens of each pair of keys and values, in the order in which they are read."""
+        return tuple(tokens for tokens in (self.own, self.context) if tokens) * self.layers
 
 
 def whole(case: Case) -> Step:
-    """All tokens, as in modes ``fwd`` and ``fwd_bwd``."""
+    """All tokens, as every mode takes them in that is none of generation."""
     return Step(image=case.shape.image, text=case.shape.text)
 
 
@@ -60,13 +68,13 @@ def reading_step(
     case: Case, direction: Direction = "text_to_image", *, layers: int = 1, attends_itself: bool = False
 ) -> Step:
     """The step of layers in which one modality's tokens query the other's, and before that their own or not."""
-    s, own = case.shape, (case.shape.text,) if attends_itself else ()
+    s, own = case.shape, case.shape.text if attends_itself else 0
     if case.mode == "cached" and direction == "image_to_text":
-        return Step(image=s.image, caches=(s.text,) * layers)
+        return Step(image=s.image, context=s.text, layers=layers)
     steps = {
-        "decode": Step(text=1, caches=(*own, s.image) * layers),
-        "decode_uncached": Step(text=1, projected=s.image, caches=own * layers),
-        "cached": Step(text=s.text, caches=(s.image,) * layers),
+        "decode": Step(text=1, own=own, context=s.image, layers=layers),
+        "decode_uncached": Step(text=1, projected=s.image, own=own, layers=layers),
+        "cached": Step(text=s.text, context=s.image, layers=layers),
     }
     return steps.get(case.mode, whole(case))
 
@@ -75,7 +83,7 @@ def stream_step(case: Case) -> Step:
     """The step of ``depth`` layers of self-attention over image and text tokens as one stream."""
     s = case.shape
     steps = {
-        "decode": Step(text=1, caches=(s.image + s.text,) * s.depth),
+        "decode": Step(text=1, own=s.image + s.text, layers=s.depth),
         "decode_uncached": Step(text=s.text, projected=s.image),
     }
     return steps.get(case.mode, whole(case))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .blocks import kv_heads
 from .generation import DECODING, Cache, Step
+from .prune import narrowed
 from .registry import Inputs, Strategy
 from .spec import Case
 from .streams import MERGED, projected_widths
@@ -23,15 +24,19 @@ def make_inputs(strategy: Strategy, case: Case, seed: int, dtype: torch.dtype, d
 
     Projector ``patch_merge`` makes each image token of 4, so 4·Li come in. A strategy with ``inputs`` of its own
     makes its own image and text, and says by ``requires_grad`` which of them want a gradient; of the default tokens
-    both do in mode ``fwd_bwd``. Masks are None without padding. In modes of generation the strategy's step says
-    which tokens come in and which stand in a cache.
+    both do in training. Masks are None without padding. In modes of generation the strategy's step says which tokens
+    come in and which stand in a cache.
     """
     s, generator = case.shape, torch.Generator().manual_seed(seed)
-    made = strategy.inputs(case, generator) if strategy.inputs else _tokens(case, strategy.given(case), generator)
+    made = (
+        strategy.inputs(case, generator)
+        if strategy.inputs
+        else _tokens(narrowed(case), strategy.given(case), generator)
+    )
     text_mask = padding_mask(s.batch, s.text, case.padding, device)
 
     def place(x: Tensor) -> Tensor:
-        wants_gradient = x.requires_grad and case.mode == "fwd_bwd"
+        wants_gradient = x.requires_grad and case.training
         moved = x.detach().to(device, dtype if x.is_floating_point() else x.dtype)
         return moved.requires_grad_(wants_gradient)
 

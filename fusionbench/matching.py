@@ -46,4 +46,4 @@ def _amount(terms: str, name: str, backend: str, case: Case) -> int:
     cost = strategy.costs(case, backends.get(backend).impl_for(strategy) or "eager")
     if terms == "params":
         return cost.params
-    return cost.flops + (cost.backward_flops if case.mode == "fwd_bwd" else 0)
+    return cost.flops + (cost.backward_flops if case.training else 0)

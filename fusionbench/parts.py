@@ -106,7 +106,9 @@ class Gate(nn.Module):
 
 def gate_cost(rows: int, width: int, case: Case) -> Cost:
     """Keeps what it gates, and tanh(g)."""
-    return Cost(params=1, weights_read=1, saved=rows * width + 1) if case.design.gated else Cost()
+    gated = rows * width
+    gate = Cost(params=1, weights_read=1, saved=gated + 1, other_inputs=gated)
+    return gate if case.design.gated else Cost()
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import store
-from .errors import FusionbenchError
+from .errors import FusionbenchError, StoreError
+from .ledger import FILE, Ledger
+from .ledger import load as load_ledger
 from .suite import parse, shipped
 from .suite import read as read_suite
 
@@ -60,8 +62,25 @@ def write_tables(run: store.Run, csv: Path | None, json: Path | None, parquet: P
     return [path for path in written if path is not None]
 
 
-def write_page(runs: Sequence[store.Run], path: Path) -> Path:
-    """One page about all ``runs``."""
+def ledgers(runs: Sequence[store.Run], given: Path | None) -> tuple[list[Ledger], list[str]]:
+    """The claims that a page about ``runs`` shows: the ledger given, else those in the run folders; and which of the
+    latter cannot be read. Raises StoreError for the one given."""
+    if given:
+        return [load_ledger(given)], []
+    found, problems = [], []
+    for path in (run.path / FILE for run in runs):
+        if path.exists():
+            try:
+                found.append(load_ledger(path))
+            except StoreError as error:
+                problems.append(str(error))
+    return found, problems
+
+
+def write_page(
+    runs: Sequence[store.Run], path: Path, claims: Sequence[Ledger] = (), problems: Sequence[str] = ()
+) -> Path:
+    """One page about all ``runs``, with what was checked of the claims and what could not be read of them."""
     from .report import page
     from .report.frame import frame
 
@@ -70,7 +89,8 @@ def write_page(runs: Sequence[store.Run], path: Path) -> Path:
         path,
         frame([record for each in runs for record in each.records], environments),
         environments,
-        [problem for each in runs for problem in each.problems],
+        [*problems, *(problem for each in runs for problem in each.problems)],
+        ledgers=claims,
         title=", ".join(each.manifest.id if each.manifest else each.path.name for each in runs),
         command=_command(runs[0]),
     )

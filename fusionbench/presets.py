@@ -150,6 +150,7 @@ def shrunk(case: Case, by: int) -> Case:
         kv_heads=math.gcd(heads, max(1, heads * d.kv_heads // s.heads)) if d.kv_heads else 0,
         latents=_tokens(d.latents, by) if d.latents else 0,
         image_hidden=_width(d.image_hidden, by) if d.image_hidden else 0,
+        text_heads=_heads(shape.text_width, s.text_width // d.text_heads) if d.text_heads else 0,
     )
     return msgspec.structs.replace(case, shape=shape, design=design, shrink=case.shrink * by)
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from . import adapt, prune
 from .cost import Cost
 from .errors import FusionbenchError, UnknownNameError, printable
 from .generation import NEEDS, Cache, Step, whole
@@ -32,10 +33,10 @@ StepFunction = Callable[..., Step]  # (case, **options) -> what one call is give
 
 STRATEGIES = "strategies"  # the folder below this package whose files register themselves
 MEASURING = (
-    "generation", "attention", "parts", "streams", "blocks", "backends", "int8", "inputs", "subject", "verify",
-    "worker", "cost", "stats",
+    "adapt", "prune", "generation", "attention", "parts", "streams", "blocks", "joint", "vectors", "backends", "int8",
+    "inputs", "subject", "verify", "worker", "cost", "stats",
 )  # fmt: skip
-WHOLE = ("fwd", "fwd_bwd")  # the modes that every strategy has
+WHOLE = ("fwd", "fwd_bwd", "step")  # the modes that every strategy has
 ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton", "triton_int8", "sage")
 
 
@@ -88,20 +89,44 @@ class Strategy:
     step: StepFunction | None = None
 
     def module(self, case: Case, impl: str) -> nn.Module:
-        """A fresh module in fp32 on the current default device, initialised from torch's global seed."""
-        return self.build(case, impl, **self.options)
+        """A fresh module in fp32 on the current default device, initialised from torch's global seed.
+
+        Its weights are pruned and frozen, and adapters added, as the case asks.
+        """
+        module = self.build(prune.narrowed(case), impl, **self.options)
+        prune.mask_weights(module, case.prune)
+        return adapt.adapted(module, case.adapt)
 
     def costs(self, case: Case, impl: str) -> Cost:
-        return self.cost(case, impl, **self.options)
+        """What that module costs."""
+        return adapt.adapted_cost(self.cost(prune.narrowed(case), impl, **self.options), case.adapt)
 
     def given(self, case: Case) -> Step:
         """What one call takes in and what it need not compute."""
         return whole(case) if self.step is None else self.step(case, **self.options)
 
     def refusal(self, case: Case) -> str | None:
-        if case.mode not in self.modes:
-            needs = f", which needs {NEEDS[case.mode]}" if case.mode in NEEDS else ""
-            return f"'{self.name}' has no mode '{case.mode}'{needs} (has: {', '.join(self.modes)})"
+        """Why the strategy cannot take the case, or None."""
+        return (
+            self._mode_refusal(case)
+            or prune.refusal(case)
+            or self._own_refusal(prune.narrowed(case))
+            or self._adapt_refusal(case)
+        )
+
+    def _mode_refusal(self, case: Case) -> str | None:
+        if case.mode in self.modes:
+            return None
+        needs = f", which needs {NEEDS[case.mode]}" if case.mode in NEEDS else ""
+        return f"'{self.name}' has no mode '{case.mode}'{needs} (has: {', '.join(self.modes)})"
+
+    def _adapt_refusal(self, case: Case) -> str | None:
+        if case.adapt == "full" and case.mode != "step":
+            return None
+        cost = self.cost(prune.narrowed(case), "eager", **self.options)
+        return adapt.refusal(case, cost, own_inputs=self.inputs is not None)
+
+    def _own_refusal(self, case: Case) -> str | None:
         if self.refuses is None:
             return None
         try:

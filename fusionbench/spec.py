@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from .errors import FusionbenchError
 
-Mode = Literal["fwd", "fwd_bwd", "decode", "decode_uncached", "cached"]  # the last three: see generation.py
+Mode = Literal["fwd", "fwd_bwd", "step", "decode", "decode_uncached", "cached"]  # the last three: see generation.py
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Projector = Literal["identity", "linear", "linear_norm", "mlp", "patch_merge"]
 Norm = Literal["layer", "rms"]
@@ -29,6 +29,8 @@ Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=1024)]
 Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+Adapt = Annotated[str, Meta(pattern=r"^(full|frozen|lora:[1-9][0-9]{0,3})\Z")]
+Prune = Annotated[str, Meta(pattern=r"^(none|2:4|(structured|unstructured):0\.[0-9]{1,4})\Z")]
 Match = Annotated[str, Meta(pattern=r"^((params|flops)=[A-Za-z0-9][A-Za-z0-9_.:-]{0,63})?\Z")]
 PresetName = Annotated[str, Meta(pattern=PRESET_PATTERN)]
 Device = Annotated[str, Meta(pattern=DEVICE_PATTERN)]
@@ -74,9 +76,10 @@ class Design(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=
 
     ``kv_heads`` are the heads of keys and values (0: as many as queries), ``latents`` the learned queries or
     bottleneck tokens of strategies that have some (0: the strategy's own number), ``image_hidden`` the image
-    stream's feed-forward width where it differs, ``rope`` the share of each head dim that is rotated, ``eps`` the
-    norms'. ``projects`` says which modality the projector brings to the other's width: both go to the shape's
-    ``width``, one of them alone to the other's.
+    stream's feed-forward width where it differs, ``text_heads`` the heads of layers that only the text passes
+    through, where they differ, ``rope`` the share of each head dim that is rotated, ``eps`` the norms'. ``projects``
+    says which modality the projector brings to the other's width: both go to the shape's ``width``, one of them
+    alone to the other's.
     """
 
     norm: Norm = "layer"
@@ -92,6 +95,7 @@ class Design(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=
     rope: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     latents: Count = 0
     image_hidden: Natural = 0
+    text_heads: Count = 0
     projects: Literal["both", "image", "text"] = "both"
     eps: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-5
 
@@ -114,7 +118,8 @@ class Case(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=Tr
     ``padding`` is the largest share of a sample's tokens that is padding; 0 means no mask at all. ``preset`` names
     the system whose sizes these are, ``shrink`` by how much they were divided (8: the preset at 1/8). ``match`` says on
     what terms strategies are compared: ``flops=concat_attention`` where the feed-forward width was set so that
-    the FLOPs are those of that strategy.
+    the FLOPs are those of that strategy. ``adapt`` is what is trained: all weights, none, or adapters of a rank;
+    ``prune`` which weights are taken away.
     """
 
     shape: Shape
@@ -128,9 +133,22 @@ class Case(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=Tr
     preset: PresetName = ""
     shrink: Size = 1
     match: Match = ""
+    adapt: Adapt = "full"
+    prune: Prune = "none"
+
+    @property
+    def training(self) -> bool:
+        """Whether the mode has a backward pass."""
+        return self.mode in ("fwd_bwd", "step")
+
+    @property
+    def treatment(self) -> str:
+        """What is done to the strategy's weights, as ``lora:8`` or ``2:4``; empty where nothing is."""
+        return "+".join(x for x in (self.adapt, self.prune) if x not in ("full", "none"))
 
     @property
     def key(self) -> str:
+        """What is asked of every strategy and every treatment of it alike."""
         front = self.projector + ("+type" if self.type_embedding else "")
         front += f"+pad{self.padding:g}" if self.padding else ""
         front += f"+{self.match}" if self.match else ""
@@ -151,7 +169,12 @@ class Job(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=Tru
     @property
     def key(self) -> str:
         """The readable identity of the job: the join key of resume, merge and compare."""
-        return f"{self.strategy}/{self.backend}/{self.case.key}"
+        return self.key_with(self.case.key)
+
+    def key_with(self, case_key: str) -> str:
+        """The key, where the case's is known already."""
+        treatment = f"{self.case.treatment}/" if self.case.treatment else ""
+        return f"{self.strategy}/{self.backend}/{treatment}{case_key}"
 
 
 class Budget(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +41,15 @@ def equal_widths(case: Case, **options: object) -> str | None:
             "this strategy needs them equal (use 'linear')"
         )
     return None
+
+
+def image_case(case: Case) -> Case:
+    """The case as the image's feed-forward layers see it: with the design's ``image_hidden`` units, if it has any.
+
+    A shape without feed-forward layers stays without.
+    """
+    hidden = case.design.image_hidden if case.shape.units(1) else 0
+    return msgspec.structs.replace(case, shape=msgspec.structs.replace(case.shape, hidden=hidden)) if hidden else case
 
 
 class PatchMerge(nn.Module):

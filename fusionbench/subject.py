@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import backends, registry
 from .backends import Backend
+from .generation import CACHING
 from .inputs import make_inputs
 from .record import Costs
 from .registry import Inputs
@@ -26,11 +27,12 @@ class Subject:
     module: nn.Module
     inputs: Inputs
     training: bool
+    optimizer: torch.optim.Optimizer | None = None  # of mode step
 
     def call(self) -> tuple[Tensor, ...]:
-        """The gradients of inputs and parameters in mode fwd_bwd; the outputs in every other."""
+        """The outputs; in training the gradients of inputs and parameters, in mode step after a step."""
         outputs = self.outputs()
-        return self.gradients(outputs, self.cotangents) if self.training else outputs
+        return self.gradients(outputs, self.cotangents, self.optimizer) if self.training else outputs
 
     def outputs(self) -> tuple[Tensor, ...]:
         result = self.module(*self.inputs.args())
@@ -41,9 +43,13 @@ class Subject:
             )
         return outputs
 
-    def gradients(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The gradients of inputs, then parameters, those that anything reaches."""
+    def gradients(
+        self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> tuple[Tensor, ...]:
+        """The gradients of inputs, then parameters, those that anything reaches; with an optimizer after its step."""
         torch.autograd.backward(outputs, cotangents)
+        if optimizer is not None:
+            optimizer.step()
         found = tuple(leaf.grad for leaf in self.leaves if leaf.grad is not None)
         for leaf in self.leaves:
             leaf.grad = None
@@ -73,7 +79,9 @@ class Subject:
 
     @property
     def resting_bytes(self) -> int:
+        states = self.optimizer.state.values() if self.optimizer else ()
         held = [*self.module.parameters(), *self.module.buffers(), *self.inputs.tensors()]
+        held += [t for state in states for t in state.values() if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in held)
 
 
@@ -97,7 +105,18 @@ def build(job: Job, impl: str, backend: Backend, seed: int) -> Subject:
     torch.manual_seed(seed)
     module = strategy.module(case, impl).to(device=case.device, dtype=dtype)
     inputs = make_inputs(strategy, case, seed, dtype, torch.device(case.device))
-    return Subject(backend.prepare(module.train(case.mode == "fwd_bwd")), inputs, case.mode == "fwd_bwd")
+    prepared = backend.prepare(module.train(case.training))
+    return Subject(prepared, inputs, case.training, adamw(prepared, case) if case.mode == "step" else None)
+
+
+def adamw(module: nn.Module, case: Case) -> torch.optim.Optimizer:
+    """AdamW over what is trained, its states in the dtype of the weights, at a learning rate of 0.
+
+    It computes what every step computes, and the weights stay what was verified.
+    """
+    dtype = compute_dtype(case)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=0.0, eps=torch.finfo(dtype).eps, capturable=case.device != "cpu")
 
 
 def twin(job: Job, seed: int, dtype: torch.dtype, inputs: Inputs) -> Subject:
@@ -111,7 +130,7 @@ def twin(job: Job, seed: int, dtype: torch.dtype, inputs: Inputs) -> Subject:
     def cast(t: Tensor) -> Tensor:
         return t.detach().to(dtype).requires_grad_(t.requires_grad) if t.is_floating_point() else t
 
-    return Subject(module.train(case.mode == "fwd_bwd"), inputs.each(cast), case.mode == "fwd_bwd")
+    return Subject(module.train(case.training), inputs.each(cast), case.training)
 
 
 def select(inputs: Inputs, samples: Tensor) -> Inputs:
@@ -124,10 +143,12 @@ def closed_form(job: Job, impl: str, counted_flops: int | None) -> Costs:
     case = job.case
     cost, itemsize = registry.get(job.strategy).costs(case, impl), compute_dtype(case).itemsize
     return Costs(
-        flops=cost.flops + (cost.backward_flops if case.mode == "fwd_bwd" else 0),
+        flops=cost.flops + (cost.backward_flops if case.training else 0),
         params=cost.params,
+        trainable_params=cost.trainable,
+        optimizer_bytes=2 * cost.trainable * itemsize if case.training else 0,
         min_bytes=cost.min_bytes(itemsize, 1 if case.dtype == "int8" else itemsize),
-        activation_bytes=cost.activation_bytes(itemsize),
+        activation_bytes=0 if case.mode in CACHING else cost.activation_bytes(itemsize),  # generation keeps none
         cache_bytes=cost.cached * itemsize,
         counted_flops=counted_flops,
     )

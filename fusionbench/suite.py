@@ -19,6 +19,7 @@ from .presets import Extent, Part, denominator, parts, shrunk
 from .spec import (
     NAME_PATTERN,
     PLAIN,
+    Adapt,
     Budget,
     Case,
     Count,
@@ -29,6 +30,7 @@ from .spec import (
     Mode,
     Name,
     Projector,
+    Prune,
     Shape,
     Size,
 )
@@ -70,6 +72,8 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dtypes: Annotated[tuple[Dtype, ...], some] = ("fp32",)
     devices: Annotated[tuple[Device, ...], some] = ("cpu",)
     modes: Annotated[tuple[Mode, ...], some] = ("fwd",)
+    adapt: Annotated[tuple[Adapt, ...], some] = ("full",)
+    prune: Annotated[tuple[Prune, ...], some] = ("none",)
     match: Literal["", "params", "flops"] = ""
     include: tuple[Filter, ...] = ()
     exclude: tuple[Filter, ...] = ()
@@ -366,6 +370,8 @@ def _job(point: Mapping[str, Any], part: Part | None, sweep: Sweep) -> Job:
         padding=point["padding"],
         design=part.design if part else PLAIN,
         preset=point["presets"],
+        adapt=point["adapt"],
+        prune=point["prune"],
         match=f"{sweep.match}={sweep.strategies[0]}" if sweep.match else "",
     )
     strategy = of("strategies", "strategy")

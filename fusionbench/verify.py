@@ -114,7 +114,7 @@ def _longest_sum(shape: Shape) -> int:
 
 def _affordable_samples(job: Job) -> int:
     shape, cost = job.case.shape, registry.get(job.strategy).costs(job.case, "eager")
-    flops = cost.flops + (cost.backward_flops if job.case.mode == "fwd_bwd" else 0)
+    flops = cost.flops + (cost.backward_flops if job.case.training else 0)
     affordable = REFERENCE_FLOPS[torch.device(job.case.device).type] // max(1, flops // shape.batch)
     return int(max(1, min(shape.batch, affordable)))
 

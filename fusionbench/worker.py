@@ -93,7 +93,7 @@ def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> 
         return Record(job=job, status="skipped", reason=reason or "")
     device = _set_up(job.case, budget)
     torch.compiler.reset()  # a worker that serves many shapes would stop compiling at the ninth (recompile_limit)
-    with torch.set_grad_enabled(job.case.mode == "fwd_bwd"), backend.context():
+    with torch.set_grad_enabled(job.case.training), backend.context():
         with phases.enter("build"):
             subject = build(job, impl, backend, budget.seed)
         with phases.enter("first call"):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fusionbench.spec import Shape
+
 # fp64 rounds at 1.1e-16; the longest chains here (a dozen products of at most 1024 terms) stay below 1e-12.
 TOLERANCE = 1e-10
 
@@ -44,7 +46,7 @@ def assert_faithful(
     with torch.no_grad():
         for p in theirs.parameters():
             # neither ones nor zeros, so that a forgotten scale, bias or gate shows
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) / max(2, p.shape[-1]) ** 0.5 + 0.1)
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) / max([2, *p.shape[-1:]]) ** 0.5 + 0.1)
         for name, tensors in theirs_by_ours.items():
             named[name].copy_(torch.cat([t.reshape(t.shape or (1,)) for t in tensors]).view_as(named[name]))
 
@@ -64,6 +66,45 @@ def assert_faithful(
         grad = named[name].grad
         assert grad is not None, name
         torch.testing.assert_close(grad, expected.view_as(grad), rtol=TOLERANCE, atol=TOLERANCE, msg=name)
+
+
+def pairs(prefix: str, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The parameters of ours below ``prefix``, with those of the official modules that bear the same names."""
+    return {f"{prefix}.{ours}.{name}": p for ours, module in modules.items() for name, p in module.named_parameters()}
+
+
+def bert_layer(prefix: str, theirs: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a ``Layer`` of ours called ``prefix``, with those of BERT's layer under its many names."""
+    of = theirs.get_submodule
+    return pairs(
+        prefix,
+        {
+            "attention.attention.q": of("attention.self.query"),
+            "attention.attention.k": of("attention.self.key"),
+            "attention.attention.v": of("attention.self.value"),
+            "attention.attention.out": of("attention.output.dense"),
+            "attention.norm": of("attention.output.LayerNorm"),
+            "ffn.ffn.up": of("intermediate.dense"),
+            "ffn.ffn.down": of("output.dense"),
+            "ffn.norm": of("output.LayerNorm"),
+        },
+    )
+
+
+def padded_inputs(shape: Shape) -> list[Tensor]:
+    """Image and text in fp64, then their masks: a batch of 3 of which each modality is whole in one sample."""
+    generator = torch.Generator().manual_seed(0)
+    image, text = (
+        torch.randn(3, tokens, width, generator=generator, dtype=torch.float64)
+        for tokens, width in ((shape.image, shape.image_width), (shape.text, shape.text_width))
+    )
+    image_lengths, text_lengths = torch.tensor([[shape.image], [2], [3]]), torch.tensor([[3], [shape.text], [1]])
+    return [image, text, torch.arange(shape.image) < image_lengths, torch.arange(shape.text) < text_lengths]
+
+
+def hiding(mask: Tensor) -> Tensor:
+    """What BERT's family adds to scores [B, H, Lq, Lk] where ``mask`` [B, Lk] is False."""
+    return torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -10_000.0)[:, None, None, :]
 
 
 def exact_norms(module: nn.Module) -> nn.Module:

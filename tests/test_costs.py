@@ -91,6 +91,9 @@ DESIGNS = {
     "clip": Design(activation="quick_gelu"),
     "vaswani": Design(activation="relu", post_norm=True, causal=True),
     "gated_post": Design(activation="gelu_tanh", post_norm=True, gated=True, out_bias=False),
+    "idefics": Design(activation="relu", qk_norm="layer", qkv_bias=False, out_bias=False, ffn_bias=False, latents=3),
+    "q_former": Design(post_norm=True, eps=1e-12, latents=3),
+    "vilbert": Design(post_norm=True, eps=1e-12, image_hidden=10, text_heads=4),
 }  # fmt: skip
 BY_DESIGN = [
     Case(shape=(SHAPES[3], WITH_UNITS)[i % 2], projector=("linear", "patch_merge")[i // 2 % 2], design=design)
@@ -234,15 +237,16 @@ def test_the_fused_rms_norm_is_torchs() -> None:
         torch.testing.assert_close(norm(x), expected)
 
 
-ATTENDS = {
+RESULTS = {  # which outputs of an op are results, the others being statistics or ids
     "_scaled_dot_product_flash_attention_for_cpu": (0,),
     "attention_forward": (0,),
     "co_attention_forward": (0, 2),
+    "topk": (0,),
 }
 
 
 class Traffic(TorchDispatchMode):
-    """Elements that matrix products, attention, softmax over scores, cat and look-ups read and write."""
+    """Elements that matrix products, attention, softmax and selection over scores, copies and look-ups read and write."""
 
     MOVERS = frozenset(
         {"mm", "addmm", "bmm", "convolution", "cat", "concat_tokens_forward", "concat_linear", "embedding"}
@@ -264,12 +268,19 @@ class Traffic(TorchDispatchMode):
         else:
             self.read |= {x.untyped_storage().data_ptr() for x in weights}
         over_scores = name == "_softmax" and out.dim() == 4
-        results = ATTENDS.get(name)  # which of its outputs are results, the others being statistics
-        if name in self.MOVERS or over_scores or results:
-            data = [x for x in tensors if x.is_floating_point() and not any(x is w for w in weights)]
+        results = RESULTS.get(name)
+        if name == "index":  # each element that is written was read once
+            self.moved += 2 * out.numel() * out.is_floating_point()
+        elif name in self.MOVERS or over_scores or results:
             written = [out[i] for i in results] if results else [out]
-            self.moved += sum(x.numel() for x in [*data, *written])
+            data = [x for x in [*tensors, *written] if x.is_floating_point() and not any(x is w for w in weights)]
+            self.moved += sum(x.numel() for x in data if not self.is_mask(x))
         return out
+
+    @staticmethod
+    def is_mask(x: Tensor) -> bool:
+        """A bias per key, the same for every query."""
+        return x.dim() == 4 and x.shape[2] > 1 and x.stride(2) == 0
 
     @property
     def weights_read(self) -> int:

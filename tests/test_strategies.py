@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fusionbench.errors import MissingModalityError
 from fusionbench.inputs import make_inputs, padding_mask
 from fusionbench.registry import Inputs, Strategy, get, strategies
-from fusionbench.spec import PROJECTORS, Case, Projector, Shape
-from fusionbench.strategies import late
+from fusionbench.spec import PROJECTORS, Case, Design, Projector, Shape
+from fusionbench.strategies import attention_pooling, late, perceiver_resampler, q_former
 from fusionbench.strategies.co_attention_shared import shared_attention
 
 SHAPE = Shape(batch=3, image=11, text=6, image_width=12, text_width=12, width=12, heads=3, depth=2, ffn=2)
@@ -46,12 +46,16 @@ def parts(output: Output) -> list[Tensor]:
 
 
 def real(output: Output, given: Inputs) -> list[Tensor]:
-    """The output at real tokens only; verdicts [B, C] have no tokens."""
+    """The output at real tokens only; verdicts [B, C] have no tokens, and learned tokens are all real."""
     masks = {m.shape[1]: m for m in (given.image_mask, given.text_mask) if m is not None}
+    if given.text_mask is not None:
+        for learned in (perceiver_resampler.LATENTS, attention_pooling.QUERIES["image"], q_former.QUERIES):
+            behind = nn.functional.pad(given.text_mask, (learned, 0), value=True)
+            masks[behind.shape[1]] = behind
     if given.image_mask is not None and given.text_mask is not None:
         both = torch.cat([given.image_mask, given.text_mask], dim=1)
         masks[both.shape[1]] = both
-    return [x[masks[x.shape[1]]] if x.dim() == 3 and masks else x for x in parts(output)]
+    return [x[masks[x.shape[1]]] if x.dim() == 3 and x.shape[1] in masks else x for x in parts(output)]
 
 
 def run(module: nn.Module, given: Inputs) -> Output:
@@ -74,15 +78,47 @@ def test_every_element_of_the_output_is_finite_and_the_first_axis_is_the_batch(n
         ("concat_features", (3, 12)),
         ("cross_attention", (3, 6, 12)),
         ("cross_attention:image_to_text", (3, 11, 12)),
+        ("linear_cross_attention", (3, 6, 12)),
+        ("linear_cross_attention:image_to_text", (3, 11, 12)),
+        ("topk_cross_attention", (3, 6, 12)),
+        ("windowed_cross_attention", (3, 6, 12)),
+        ("token_merge", (3, 17, 12)),
+        ("gated_cross_attention", (3, 6, 12)),
+        ("perceiver_resampler", (3, 64 + 6, 12)),
+        ("perceiver", (3, 256, 12)),
+        ("attention_pooling", (3, 1, 12)),
+        ("attention_pooling:image", (3, 256 + 6, 12)),
         ("co_attention", ((3, 6, 12), (3, 11, 12))),
+        ("co_attention:shared_out", ((3, 6, 12), (3, 11, 12))),
         ("co_attention_shared", ((3, 6, 12), (3, 11, 12))),
         ("hierarchical", ((3, 6, 12), (3, 11, 12))),
+        ("lxmert", ((3, 6, 12), (3, 11, 12))),
+        ("q_former", (3, 38, 12)),
+        ("q_former:with_text", (3, 38, 12)),
+        ("vilbert", ((3, 6, 12), (3, 11, 12))),
+        ("vilbert:with_self", ((3, 6, 12), (3, 11, 12))),
         ("mid", (3, 17, 12)),
+        ("mmdit", ((3, 6, 12), (3, 11, 12))),
+        ("mixture_of_transformers", ((3, 6, 12), (3, 11, 12))),
+        ("bottleneck", ((3, 6, 12), (3, 11, 12))),
+        ("mult", ((3, 6, 12), (3, 11, 12))),
+        ("multimodal_transformer", (3, 6, 12)),
+        ("transformer_decoder", (3, 6, 12)),
+        ("transformer_decoder:image_to_text", (3, 11, 12)),
         ("early", (3, 17, 12)),
         ("early:conv", (3, 17, 12)),
         ("late", (3, late.CLASSES)),
         ("late:concat_head", (3, late.CLASSES)),
         ("late:similarity", (3, 3)),
+        ("film", (3, 11, 12)),
+        ("film:adaln_zero", (3, 11, 12)),
+        ("gmu", (3, 12)),
+        ("tensor_fusion", (3, 12)),
+        ("tensor_fusion:64", (3, 12)),
+        ("low_rank", (3, 12)),
+        ("bilinear", (3, 12)),
+        ("bilinear:mutan", (3, 12)),
+        ("bilinear:mlb", (3, 12)),
     ],
 )
 def test_the_output_has_the_shape_that_the_docstring_says(name: str, expected: tuple[object, ...]) -> None:
@@ -182,8 +218,30 @@ def test_a_sample_that_is_all_padding_in_one_modality_stays_finite(name: str, im
 
 ALONE = ("attention_core", "attention_core:image_to_text", "attention_core_shared")
 REFUSED = {
-    "image": ("cross_attention:image_to_text", "late:similarity", *ALONE),
-    "text": ("cross_attention", "cross_attention:context_norm", "late:similarity", *ALONE),
+    "image": (
+        "cross_attention:image_to_text",
+        "linear_cross_attention:image_to_text",
+        "transformer_decoder:image_to_text",
+        "late:similarity",
+        "film",
+        "film:adaln_zero",
+        *ALONE,
+    ),
+    "text": (
+        "cross_attention",
+        "cross_attention:context_norm",
+        "gated_cross_attention",
+        "linear_cross_attention",
+        "linear_cross_attention:efficient",
+        "topk_cross_attention",
+        "topk_cross_attention:k8",
+        "windowed_cross_attention",
+        "windowed_cross_attention:w16",
+        "transformer_decoder",
+        "multimodal_transformer",
+        "late:similarity",
+        *ALONE,
+    ),
 }
 
 
@@ -213,7 +271,21 @@ def test_late_fusion_without_one_modality_is_the_other_ones_verdict(name: str) -
         torch.testing.assert_close(alone, logits)
 
 
-@pytest.mark.parametrize("name", ["cross_attention", "co_attention", "co_attention_shared"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cross_attention",
+        "gated_cross_attention",
+        "linear_cross_attention",
+        "topk_cross_attention",
+        "windowed_cross_attention",
+        "co_attention",
+        "co_attention:shared_out",
+        "co_attention_shared",
+        "q_former",
+        "vilbert",
+    ],
+)
 def test_a_fusion_layer_without_its_context_is_skipped(name: str) -> None:
     module, given, _ = prepare(name)
     output = module(None, given.text)
@@ -242,11 +314,29 @@ def test_a_case_is_refused_with_a_reason_or_runs_with_a_type_embedding_or_withou
 def test_widths_may_differ_except_where_both_modalities_enter_one_stream(name: str) -> None:
     entry = get(name)
     case = Case(shape=msgspec.structs.replace(SHAPE, text_width=20), projector="identity")
-    if name in ("concat_attention", "mid"):
+    if name in (
+        "concat_attention",
+        "mid",
+        "lxmert",
+        "bottleneck",
+        "token_merge",
+        "mult",
+        "multimodal_transformer",
+        "co_attention:shared_out",
+        "token_merge:quarter",
+        "perceiver",
+        "attention_pooling",
+    ):
         reason = "projector 'identity' leaves image at width 12 and text at 20; this strategy needs them equal"
         assert entry.refusal(case) == f"{reason} (use 'linear')"
     elif name == "concat":
         assert entry.refusal(case) == "concat is the cat alone and needs equal widths, not image 12 and text 20"
+    elif name == "q_former:with_text":
+        reason = "q_former:with_text puts text of width 20 beside queries of width 12 (use 'linear')"
+        assert entry.refusal(case) == reason
+    elif name == "vilbert:with_self":
+        reason = "vilbert:with_self splits text of width 20 into heads, and 3 do not divide it"
+        assert entry.refusal(case) == reason
     elif entry.inputs is None:
         module, given = entry.module(case, "eager"), make_inputs(entry, case, 0, torch.float32, "cpu")
         assert all(x.isfinite().all() for x in parts(run(module, given)))
@@ -310,6 +400,28 @@ def test_early_names_the_next_width_that_is_a_patch() -> None:
     case = Case(shape=msgspec.structs.replace(SHAPE, image_width=700))
     reason = "early cuts pixels into patches of 3·P² values, and image_width 700 is none (next: 768)"
     assert get("early").refusal(case) == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "design", "reason"),
+    [
+        ("q_former", {"depth": 0}, {}, "q_former of depth 0 has no layer that reads the image"),
+        ("q_former", {}, {"rope": 0.5}, "q_former's queries have no order, unlike in rope=0.5"),
+        ("q_former", {}, {"causal": True}, "q_former's queries have no order, unlike in causal=1"),
+        ("q_former", {"ffn": 0}, {}, None),
+        (
+            "q_former:with_text",
+            {"ffn": 0},
+            {},
+            "q_former:with_text gives text a feed-forward part of its own, and the shape has none (ffn 0)",
+        ),
+    ],
+)
+def test_a_q_former_says_what_it_cannot_be(
+    name: str, shape: dict[str, int], design: dict[str, float], reason: str | None
+) -> None:
+    case = Case(shape=msgspec.structs.replace(SHAPE, **shape), design=Design(**design))
+    assert get(name).refusal(case) == reason
 
 
 A = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]])

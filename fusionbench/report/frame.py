@@ -18,7 +18,10 @@ Floats = npt.NDArray[np.float64]
 _MIB = 2**20
 _SHAPE = ("batch", "image", "text", "image_width", "text_width", "width", "heads", "depth", "ffn")
 _DEVIATION = ("rel_l2", "max_abs", "mean_abs", "cosine")
-_COSTS = ("flops", "params", "min_bytes", "activation_bytes", "counted_flops", "cache_bytes")
+_COSTS = (
+    *("flops", "params", "trainable_params", "min_bytes", "activation_bytes", "optimizer_bytes", "cache_bytes"),
+    "counted_flops",
+)
 
 
 def frame(records: Sequence[Record], environments: Mapping[str, Environment]) -> pd.DataFrame:
@@ -56,9 +59,7 @@ def _number(values: Sequence[float | None]) -> Floats:
 def _identity(columns: dict[str, Any], records: Sequence[Record]) -> None:
     cases = [r.job.case for r in records]
     case_keys = [case.key for case in cases]
-    columns["key"] = pd.Series(
-        [f"{r.job.strategy}/{r.job.backend}/{key}" for r, key in zip(records, case_keys, strict=True)], dtype="str"
-    )
+    columns["key"] = pd.Series([r.job.key_with(key) for r, key in zip(records, case_keys, strict=True)], dtype="str")
     columns["case"] = pd.Series(case_keys, dtype="str")
     columns["strategy"] = _text(records, lambda r: r.job.strategy)
     columns["backend"] = _text(records, lambda r: r.job.backend)
@@ -68,6 +69,7 @@ def _identity(columns: dict[str, Any], records: Sequence[Record]) -> None:
         columns[name] = pd.Series([getattr(case, name) for case in cases], dtype="str")
     columns["type_embedding"] = np.array([case.type_embedding for case in cases], dtype=bool)
     columns["padding"] = _number([case.padding for case in cases])
+    columns["treatment"] = pd.Series([case.treatment for case in cases], dtype="str")
     columns["preset"] = pd.Series([case.preset for case in cases], dtype="str")
     columns["scale"] = pd.Series([f"1/{case.shrink}" if case.shrink > 1 else "1" for case in cases], dtype="str")
     columns["match"] = pd.Series([case.match for case in cases], dtype="str")

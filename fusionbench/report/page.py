@@ -18,7 +18,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ..errors import printable
+from ..ledger import Ledger
 from ..record import Environment
+from . import claims
 from .files import replacing
 from .rank import latest
 
@@ -37,7 +39,7 @@ _MEASURED = (
     *("peak_mib", "cache_mib", "tflops", "flops"),
     *("rel_l2", "yardstick_rel_l2", "cosine", "max_abs", "grad_rel_l2", "grad_yardstick_rel_l2", "joules_per_call"),
 )
-_SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "page.js")
+_SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "claims.js", "page.js")
 _LONGEST = 2000  # characters of one text that the page carries
 
 
@@ -47,17 +49,21 @@ def write(
     environments: Mapping[str, Environment],
     problems: Sequence[str] = (),
     *,
+    ledgers: Sequence[Ledger] = (),
     title: str = "fusionbench",
     command: str = "fusionbench run SUITE",
 ) -> Path:
     """Write the page for ``frame`` to ``path``; ``command`` is what runs its suite again."""
-    shown = latest(frame)
+    shown, checked = latest(frame), claims.payload(ledgers)
+    treated = (shown["strategy"] + " " + shown["treatment"]).str.strip()  # one candidate
+    shown = shown.assign(strategy=treated)
     payload = {
         "command": printable(command, _LONGEST),
         "superseded": len(frame) - len(shown),
         "rows": len(shown),
         "columns": _columns(shown),
         "environments": [_clean(msgspec.to_builtins(e)) for e in environments.values()],
+        "ledgers": checked,
         "problems": [printable(p, _LONGEST) for p in problems],
     }
     data = base64.b64encode(gzip.compress(msgspec.json.encode(payload), compresslevel=6, mtime=0)).decode()
@@ -68,6 +74,7 @@ def write(
     scripts = "\n".join(room.joinpath(name).read_text("utf-8") for name in _SCRIPTS)
     html = template.render(
         title=printable(title),
+        claims=bool(checked),
         style=Markup(room.joinpath("page.css").read_text("utf-8")),  # noqa: S704 - package data
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - the installed package
         script=Markup(f"(() => {{\n{scripts}\n}})();"),  # noqa: S704 - package data

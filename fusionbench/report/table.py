@@ -21,6 +21,7 @@ Column = tuple[str, bool, list[Text]]  # heading, right-aligned, cells; the firs
 MODES = {
     "fwd": "forward",
     "fwd_bwd": "forward + backward",
+    "step": "training step",
     "decode": "decode, cached",
     "decode_uncached": "decode without the image's cache",
     "cached": "forward, context cached",
@@ -87,13 +88,8 @@ def _line(text: str, width: int, style: str = "dim", indent: int = 0) -> Text:
 def _heading(row: pd.Series, several: bool, width: int) -> list[Text]:
     tokens = f"{row['image']} image × {row['text']} text tokens"
     tokens = f"{_system(row)}: {tokens}" if row["preset"] else tokens
-    facts = [
-        row["dtype"],
-        row["device"],
-        MODES.get(row["mode"], row["mode"]),
-        f"batch {row['batch']}",
-        f"width {row['width']}",
-    ]
+    mode = MODES.get(row["mode"], row["mode"])
+    facts = [row["dtype"], row["device"], mode, f"batch {row['batch']}", f"width {row['width']}"]
     facts += [f"{row['heads']} heads", row["projector"]]
     facts += ["type embedding"] if row["type_embedding"] else []
     facts += [f"padding {row['padding']:g}"] if row["padding"] else []
@@ -123,7 +119,7 @@ def _ranking(group: pd.DataFrame) -> list[Column]:
     lines = [row for _, row in group.iterrows()]
     half = [(r["high_ms"] - r["low_ms"]) / 2 / r["median_ms"] if r["median_ms"] > 0 else math.nan for r in lines]
     return [
-        ("strategy", False, [_name(r["strategy"]) for r in lines]),
+        ("strategy", False, [_name(f"{r['strategy']} {r['treatment']}".strip()) for r in lines]),
         ("backend", False, [_name(r["backend"]) for r in lines]),
         ("ms", True, [Text(f"{r['median_ms']:,.{digits}f}") for r in lines]),
         ("vs best", True, [_ratio(r, ties) for r in lines]),

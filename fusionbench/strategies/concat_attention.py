@@ -25,8 +25,8 @@ from ..streams import (
 
 def cost(case: Case, impl: str) -> Cost:
     s, given, width = case.shape, stream_step(case), joint_width(case)
-    if case.mode == "decode":
-        stream = encoder_cost(case, given.text, width, impl, cached=s.image + s.text)
+    if given.own:
+        stream = encoder_cost(case, given.text, width, impl, cached=given.own)
     else:
         stream = join_cost(case) + encoder_cost(case, s.image + s.text, width, impl)
     return projectors_cost(case, given) + stream

@@ -22,7 +22,7 @@ def cost(case: Case, impl: str, direction: Direction = "text_to_image", context_
         queries, width, keys, context_width = given.image, image_width, s.text, text_width
     return projectors_cost(case, given) + layer_cost(
         case, queries, width, impl, keys=keys, context_width=context_width, context_norm=context_norm,
-        cached=sum(given.caches),
+        cached=given.context,
     )  # fmt: skip
 
 

@@ -9,12 +9,13 @@ from ..cost import Cost
 from ..errors import MissingModalityError
 from ..registry import ATTENTION_IMPLS, strategy
 from ..spec import Case
-from ..streams import Mask, Projectors, projected_widths, projectors_cost
+from ..streams import Mask, Projectors, image_case, projected_widths, projectors_cost
 
 
 def cost(case: Case, impl: str) -> Cost:
     s, (image_width, text_width) = case.shape, projected_widths(case)
-    encoders = layer_cost(case, s.image, image_width, impl) + layer_cost(case, s.text, text_width, impl)
+    image_layer = layer_cost(image_case(case), s.image, image_width, impl)
+    encoders = image_layer + layer_cost(case, s.text, text_width, impl)
     return projectors_cost(case) + (encoders + mutual_layer_cost(case, image_width, text_width, impl)) * s.depth
 
 
@@ -24,7 +25,7 @@ class Level(nn.Module):
     def __init__(self, case: Case, impl: str) -> None:
         super().__init__()
         image_width, text_width = projected_widths(case)
-        self.image_layer = Layer(case, image_width, impl)
+        self.image_layer = Layer(image_case(case), image_width, impl)
         self.text_layer = Layer(case, text_width, impl)
         self.exchange = MutualLayer(case, image_width, text_width, impl)
 

@@ -104,10 +104,11 @@ def unit(x: Tensor) -> Tensor:
     return x / length.clamp(min=torch.finfo(x.dtype).eps)
 
 
-def heads_cost(case: Case, kept: int = 0, params: int = 0) -> Cost:
-    """``Heads`` with a rule of ``params`` parameters for which autograd keeps ``kept`` elements."""
+def heads_cost(case: Case, kept: int = 0, params: int = 0, for_params: int = 0) -> Cost:
+    """``Heads`` with a rule of ``params`` parameters for which autograd keeps ``kept`` elements, of which
+    ``for_params`` serve the gradients of those parameters alone."""
     b, (image, text) = case.shape.batch, projected_widths(case)
-    rule = Cost(params=params, weights_read=params, saved=kept)
+    rule = Cost(params=params, weights_read=params, saved=kept, other_inputs=for_params)
     return linear(b, image, CLASSES) + linear(b, text, CLASSES) + rule
 
 
@@ -121,7 +122,9 @@ def similarity_cost(case: Case) -> Cost:
     b, width = case.shape.batch, case.shape.width
     towers = [linear(b, features, width, bias=False) for features in projected_widths(case)]
     kept = 2 * (2 * b * width + 2 * b) + 1 + b * b
-    return towers[0] + towers[1] + product(1, b, width, b) + Cost(params=1, weights_read=1, saved=kept)
+    return (
+        towers[0] + towers[1] + product(1, b, width, b) + Cost(params=1, weights_read=1, saved=kept, other_inputs=b * b)
+    )
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,14 @@ class Combination:
     cost: Callable[[Case], Cost]
 
 
-def _weighted_kept(case: Case) -> int:
-    return 2 * case.shape.batch * CLASSES + 2  # both logits, and the two weights
+def _weighted_cost(case: Case) -> Cost:
+    logits = 2 * case.shape.batch * CLASSES
+    return heads_cost(case, logits + 2, params=2, for_params=logits)  # both logits, and the two weights
 
 
 COMBINATIONS = {
     "mean": Combination(lambda case: Heads(mean, case), heads_cost),
-    "weighted": Combination(lambda case: Heads(Weighted(), case), lambda c: heads_cost(c, _weighted_kept(c), params=2)),
+    "weighted": Combination(lambda case: Heads(Weighted(), case), _weighted_cost),
     "vote": Combination(lambda case: Heads(vote, case), heads_cost),
     "product": Combination(lambda case: Heads(multiply, case), lambda c: heads_cost(c, c.shape.batch * CLASSES)),
     "concat_head": Combination(ConcatHead, concat_head_cost),

@@ -153,8 +153,8 @@ const plain = (text) => cut(String(text), 80).replace(/&/g, "&amp;").replace(/</
 const quote = (text) => (/^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\"'\"'")}'`);
 
 function jobKey(row) {
-  const [strategy, treatment] = value("strategy", row).split(" "); // as page.py joins them
-  return [strategy, value("backend", row), ...(treatment ? [treatment] : []), value("case", row)].join("/");
+  const treatment = value("treatment", row);
+  return [value("name", row), value("backend", row), ...(treatment ? [treatment] : []), value("case", row)].join("/");
 }
 const command = (row) => `${D.command} --job ${quote(jobKey(row))}`;
 const shapeName = (row) => `${thousands(value("image", row))} image × ${thousands(value("text", row))} text tokens`;

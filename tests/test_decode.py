@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from fusionbench import backends, matching, plan, suite
 from fusionbench.blocks import Attention
+from fusionbench.errors import FusionbenchError
 from fusionbench.footprint import TRUTH, footprint
 from fusionbench.generation import CACHING, DECODING, NEEDS
 from fusionbench.inputs import make_inputs
 from fusionbench.meters.flops import count_flops
 from fusionbench.record import Costs, Record, Timing, decode_record, encode_record
-from fusionbench.registry import Inputs, Strategy, get, strategies
+from fusionbench.registry import Inputs, Strategy, get, strategies, strategy
 from fusionbench.report.frame import frame
 from fusionbench.spec import Case, Design, Job, Mode, Shape
 from fusionbench.subject import build, closed_form, select, twin
@@ -397,6 +398,13 @@ def test_every_other_strategy_refuses_with_what_it_lacks(mode: Mode) -> None:
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(name: str, case: Case, reason: str) -> None:
     assert get(name).refusal(case) == reason
+
+
+def test_modes_of_generation_without_a_step_are_refused_when_they_are_declared() -> None:
+    declare = strategy("stepless", impls=("eager",), cost=get("late").cost, modes=("fwd", "decode"))
+    with pytest.raises(FusionbenchError, match=r"\Astrategy 'stepless' has mode 'decode' and no step to say what .*\Z"):
+        declare(nn.Identity)
+    assert "stepless" not in strategies()
 
 
 def test_triton_takes_one_new_token_of_a_causal_design_and_no_stream() -> None:

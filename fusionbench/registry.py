@@ -175,7 +175,7 @@ def strategy(
     ``refuses`` receive the same options. The docstring's first line is the summary that users read. ``modes`` of
     generation need a ``step``, and a ``forward`` that takes a cache behind the masks (see generation.py).
 
-    Raises FusionbenchError for a name that is taken or not fit for a file name.
+    Raises FusionbenchError for a name that is taken or not fit for a file name, and for such modes without a step.
     """
 
     def register(cls: Built) -> Built:
@@ -192,6 +192,9 @@ def strategy(
 def _add(entry: Strategy) -> None:
     if not re.fullmatch(NAME_PATTERN, entry.name):
         raise FusionbenchError(f"strategy name {entry.name[:80]!r} does not match {NAME_PATTERN}")
+    generates = [mode for mode in entry.modes if mode in NEEDS]
+    if generates and entry.step is None:
+        raise FusionbenchError(f"strategy '{entry.name}' has mode '{generates[0]}' and no step to say what it is given")
     taken = _REGISTERED.get(entry.name)
     if taken is not None and inspect.getfile(taken.build) != inspect.getfile(entry.build):
         raise FusionbenchError(f"strategy '{entry.name}' is registered twice: {taken.build} and {entry.build}")

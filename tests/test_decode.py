@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from fusionbench import backends, matching, plan, suite
 from fusionbench.blocks import Attention
+from fusionbench.errors import FusionbenchError
 from fusionbench.footprint import TRUTH, footprint
 from fusionbench.generation import CACHING, DECODING, NEEDS
 from fusionbench.inputs import make_inputs
 from fusionbench.meters.flops import count_flops
 from fusionbench.record import Costs, Record, Timing, decode_record, encode_record
-from fusionbench.registry import Inputs, Strategy, get, strategies
+from fusionbench.registry import Inputs, Strategy, get, strategies, strategy
 from fusionbench.report.frame import frame
-from fusionbench.spec import Case, Design, Job, Mode, Shape
+from fusionbench.spec import Case, Design, Job, Mode, Projector, Shape
 from fusionbench.subject import build, closed_form, select, twin
 from fusionbench.worker import measure
 from tests.test_costs import Traffic, shape
@@ -41,13 +42,16 @@ GENERATING = [name for name, entry in strategies().items() if set(entry.modes) &
 
 
 def cases(name: str, mode: Mode, padding: float = 0.0) -> Iterator[Case]:
-    """Every shape x design x projector that the strategy accepts in the mode."""
-    for s in SHAPES:
-        for design in DESIGNS.values():
-            for projector in ("linear", "patch_merge", "identity"):
-                case = Case(shape=s, design=design, mode=mode, padding=padding, projector=projector)  # type: ignore[arg-type]
+    """Every shape x design that the strategy accepts in the mode, with the projectors in turn."""
+    projectors: tuple[Projector, ...] = ("linear", "patch_merge", "identity")
+    for i, s in enumerate(SHAPES):
+        for j, design in enumerate(DESIGNS.values()):
+            turn = (i + j) % 3
+            for projector in projectors[turn:] + projectors[:turn]:
+                case = Case(shape=s, design=design, mode=mode, padding=padding, projector=projector)
                 if not get(name).refusal(case) and s.heads % (design.kv_heads or 1) == 0:
                     yield case
+                    break
 
 
 def modes_of(name: str) -> list[Mode]:
@@ -397,6 +401,13 @@ def test_every_other_strategy_refuses_with_what_it_lacks(mode: Mode) -> None:
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(name: str, case: Case, reason: str) -> None:
     assert get(name).refusal(case) == reason
+
+
+def test_modes_of_generation_without_a_step_are_refused_when_they_are_declared() -> None:
+    declare = strategy("stepless", impls=("eager",), cost=get("late").cost, modes=("fwd", "decode"))
+    with pytest.raises(FusionbenchError, match=r"\Astrategy 'stepless' has mode 'decode' and no step to say what .*\Z"):
+        declare(nn.Identity)
+    assert "stepless" not in strategies()
 
 
 def test_triton_takes_one_new_token_of_a_causal_design_and_no_stream() -> None:

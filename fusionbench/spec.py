@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from .errors import FusionbenchError
 
-Mode = Literal["fwd", "fwd_bwd", "step"]
+Mode = Literal["fwd", "fwd_bwd", "step", "decode", "decode_uncached", "cached"]  # the last three: see generation.py
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Projector = Literal["identity", "linear", "linear_norm", "mlp", "patch_merge"]
 Norm = Literal["layer", "rms"]
@@ -43,7 +43,8 @@ class Shape(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=T
     ``image`` [batch, image, image_width] and ``text`` [batch, text, text_width] are the inputs,
     ``width`` the inner width of attention (heads x head dim), ``depth`` the number of
     layers where a strategy stacks them, ``ffn`` the feed-forward ratio (0: attention sub-layer only),
-    ``hidden`` the feed-forward width itself, where it is no multiple of the stream's (0: ``ffn`` x width).
+    ``hidden`` the feed-forward width itself, where it is no multiple of the stream's (0: ``ffn`` x width). In
+    modes of generation not all of the tokens come in (see generation.py).
     """
 
     batch: Size

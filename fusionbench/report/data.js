@@ -159,7 +159,10 @@ function jobKey(row) {
 const command = (row) => `${D.command} --job ${quote(jobKey(row))}`;
 const shapeName = (row) => `${thousands(value("image", row))} image × ${thousands(value("text", row))} text tokens`;
 
-const MODES = { fwd: "forward", fwd_bwd: "forward + backward", step: "training step" };
+const MODES = {
+  fwd: "forward", fwd_bwd: "forward + backward", step: "training step", decode: "decode, cached",
+  decode_uncached: "decode without the image's cache", cached: "forward, context cached",
+};
 const mainCondition = (row) => [value("dtype", row), value("device", row), MODES[value("mode", row)] || value("mode", row)];
 
 function otherConditions(row) {

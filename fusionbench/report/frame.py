@@ -20,8 +20,9 @@ _MIB = 2**20
 _SHAPE = ("batch", "image", "text", "image_width", "text_width", "width", "heads", "depth", "ffn")
 _DEVIATION = ("rel_l2", "max_abs", "mean_abs", "cosine")
 _COSTS = (
-    "flops", "params", "trainable_params", "min_bytes", "activation_bytes", "optimizer_bytes", "counted_flops",
-)  # fmt: skip
+    *("flops", "params", "trainable_params", "min_bytes", "activation_bytes", "optimizer_bytes", "cache_bytes"),
+    "counted_flops",
+)
 
 
 def frame(records: Sequence[Record], environments: Mapping[str, Environment]) -> pd.DataFrame:
@@ -148,6 +149,8 @@ def _measures(columns: dict[str, Any], records: Sequence[Record]) -> None:
     )
     for name in _COSTS:
         columns[name] = _integer([getattr(r.costs, name) if r.costs else None for r in records])
+    caches = [r.costs.cache_bytes if r.costs and r.costs.cache_bytes else None for r in records]
+    columns["cache_mib"] = _number(caches) / _MIB  # NA where a step has no cache
     flops = _number([r.costs.flops if r.costs and r.costs.flops else None for r in records])  # 0 FLOPs has no rate
     median_s = columns["median_ms"] / 1e3
     columns["tflops"] = np.divide(flops, median_s * 1e12, out=np.full(len(flops), np.nan), where=median_s > 0)

@@ -39,7 +39,8 @@ _CODED = (
     *("name", "treatment", "kernels", "notes", "started_at", "machine", "hardware", "source"),
 )
 _MEASURED = (
-    *("median_ms", "low_ms", "high_ms", "samples", "contention", "first_call_ms", "peak_mib", "tflops", "flops"),
+    *("median_ms", "low_ms", "high_ms", "samples", "contention", "first_call_ms"),
+    *("peak_mib", "cache_mib", "tflops", "flops"),
     *("rel_l2", "yardstick_rel_l2", "cosine", "max_abs", "grad_rel_l2", "grad_yardstick_rel_l2", "joules_per_call"),
 )
 _SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "claims.js", "page.js")

@@ -18,6 +18,15 @@ from .rank import latest, ranked
 
 Column = tuple[str, bool, list[Text]]  # heading, right-aligned, cells; the first columns are the last to go
 
+MODES = {
+    "fwd": "forward",
+    "fwd_bwd": "forward + backward",
+    "step": "training step",
+    "decode": "decode, cached",
+    "decode_uncached": "decode without the image's cache",
+    "cached": "forward, context cached",
+}
+
 _GAP = 2
 _NAME_WIDTH = 40
 
@@ -78,7 +87,7 @@ def _line(text: str, width: int, style: str = "dim", indent: int = 0) -> Text:
 
 def _heading(row: pd.Series, several: bool, width: int) -> list[Text]:
     tokens = f"{row['image']} image × {row['text']} text tokens"
-    facts = [row["dtype"], row["device"], row["mode"], f"batch {row['batch']}"]
+    facts = [row["dtype"], row["device"], MODES.get(row["mode"], row["mode"]), f"batch {row['batch']}"]
     facts += _of_systems(row) if row["preset"] else _of_sizes(row)
     facts += [f"padding {row['padding']:g}"] if row["padding"] else []
     facts += [f"{row['threads']} threads"] if row["threads"] > 1 else []
@@ -120,6 +129,7 @@ def _ranking(group: pd.DataFrame) -> list[Column]:
         ("vs best", True, [_ratio(r, ties) for r in lines]),
         ("± 95 %", True, [Text(f"{h:.1%}" if h == h else "–") for h in half]),
         ("peak MiB", True, [_number(r["peak_mib"], ",.1f") for r in lines]),
+        ("cache MiB", True, [_number(r["cache_mib"], ",.3g") for r in lines]),
         ("rel. error", True, [_number(r["rel_l2"], ".1e") for r in lines]),
         ("TFLOP/s", True, [_number(r["tflops"], ".3g") for r in lines]),
         ("waited", True, [_number(r["contention"], ".1%") for r in lines]),

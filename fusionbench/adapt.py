@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .cost import Cost
+from .generation import CACHING
 from .spec import Case
 
 
@@ -66,6 +67,8 @@ def refusal(case: Case, cost: Cost, own_inputs: bool) -> str | None:
         return "a training step needs weights that it may change"
     if case.adapt == "full":
         return None
+    if case.mode in CACHING:
+        return f"'{case.adapt}' is about training, and mode '{case.mode}' generates, with adapters merged (use 'full')"
     if not cost.linear_sides:
         return f"'{case.adapt}' is about Linear layers, and this strategy has none"
     if own_inputs:

@@ -21,6 +21,7 @@ class Cost(Struct, frozen=True, kw_only=True):
     activations_moved: int = 0  # elements that each product reads and writes, nothing fused across products
     saved: int = 0  # elements that autograd keeps for the backward pass
     saved_bytes: int = 0  # what it keeps in a dtype of its own: fp32 statistics, int64 ids
+    cached: int = 0  # elements of keys and values that it is given, of all layers
     trainable: int = 0  # of the parameters; set where it is known what is trained
     # What adaptation needs to know. Of Linear layers: FLOPs, elements kept only for the gradients of their weights,
     # the sums of rows, of in + out, and of rows x (in + out). Of other parameters: FLOPs and elements for gradients.
@@ -41,6 +42,10 @@ class Cost(Struct, frozen=True, kw_only=True):
     def min_bytes(self, itemsize: int, weight_itemsize: int | None = None) -> int:
         """Bytes that a forward pass must move when every product reads and writes each operand once."""
         return self.activations_moved * itemsize + self.weights_read * (weight_itemsize or itemsize)
+
+    def idle(self) -> Cost:
+        """What is left of it where it does not run: its parameters, which nobody reads."""
+        return Cost(params=self.params)
 
     def activation_bytes(self, itemsize: int) -> int:
         """Bytes that autograd keeps between the forward and the backward pass, weights not counted."""
@@ -95,7 +100,7 @@ def product(batch: int, rows: int, inner: int, columns: int) -> Cost:
 
 
 def copy(elements: int) -> Cost:
-    """A ``torch.cat``: every element is read and written, nothing is computed or kept."""
+    """A ``torch.cat``, or a write into a cache: every element is read and written, nothing is computed or kept."""
     return Cost(activations_moved=2 * elements)
 
 

@@ -26,7 +26,7 @@ def footprint(job: Job) -> int:
     cost, s = strategy.costs(case, backend.impl_for(strategy) or "eager"), case.shape
     item, training = ITEMSIZE[case.dtype], case.training
     weights = cost.params * (item + TRUTH) + (cost.params * (2 * item + TRUTH) if training else 0)
-    inputs = s.batch * (s.image * s.image_width + s.text * s.text_width) * (item + TRUTH)
+    inputs = (s.batch * (s.image * s.image_width + s.text * s.text_width) + cost.cached) * (item + TRUTH)
     layers = 1 if training else max(1, s.depth)
     return weights + inputs + cost.activation_bytes(item) // layers
 

@@ -49,7 +49,8 @@ def head_norm_cost(batch: int, tokens: int, heads: int, head_dim: int, case: Cas
 class Rotary(nn.Module):
     """Rotary position embedding of the first share of each head dim (Su et al. 2021, arXiv 2104.09864).
 
-    [B, L, H, d] -> same; token i has position ``start`` + i. ``case.design.rope`` is the share: 1 Llama, 0.5 Persimmon.
+    [B, L, H, d] -> same; token i has position ``start`` + ``first`` + i. ``case.design.rope`` is the share: 1 Llama,
+    0.5 Persimmon.
     """
 
     def __init__(self, tokens: int, head_dim: int, case: Case, start: int = 0) -> None:
@@ -60,8 +61,9 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos().float(), persistent=False)  # [L, width]
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        cos, sin = self.cos[: x.shape[1], None], self.sin[: x.shape[1], None]  # type: ignore[index]
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        tokens = slice(first, first + x.shape[1])
+        cos, sin = self.cos[tokens, None], self.sin[tokens, None]  # type: ignore[index]
         if self.width == x.shape[-1]:
             return rotate(x, cos, sin)
         return torch.cat([rotate(x[..., : self.width], cos, sin), x[..., self.width :]], dim=-1)

@@ -46,6 +46,15 @@ class Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tokens = f"{self.image} x {self.image_width} image, {self.text} x {self.text_width} text"
         return f"{layers}{self.strategy}, {tokens}, width {self.width}, {heads}"
 
+    def case(self) -> Case:
+        """One layer of it, whole."""
+        shape = Shape(
+            batch=self.batch, image=self.image, text=self.text, image_width=self.image_width,
+            text_width=self.text_width, width=self.width, heads=self.heads, depth=self.depth("layer"), ffn=self.ffn,
+            hidden=self.hidden,
+        )  # fmt: skip
+        return Case(shape=shape, projector=self.projector, type_embedding=self.type_embedding, design=self.design)
+
     def depth(self, extent: Extent) -> int:
         """How many layers: one, or all of them; 0 where the fusion has none."""
         return min(1, self.layers) if extent == "layer" else self.layers
@@ -155,6 +164,31 @@ def shrunk(case: Case, by: int) -> Case:
         text_heads=_heads(shape.text_width, s.text_width // d.text_heads) if d.text_heads else 0,
     )
     return msgspec.structs.replace(case, shape=shape, design=design, shrink=case.shrink * by)
+
+
+def departures(case: Case) -> tuple[str, ...]:
+    """In what a case of a preset is not as the preset says, lengths and layers aside, as ``projector=identity``."""
+    own = _own(case.preset, case.shrink)
+    if own is None:
+        return ()
+    sizes = ("image_width", "text_width", "width", "heads", "ffn", "hidden")
+    shape, asked = own.shape, case.shape
+    named = [n for n in sizes if getattr(asked, n) != getattr(shape, n) and not (case.match and n == "hidden")]
+    changed = [f"{name}={getattr(asked, name)}" for name in named]
+    changed += [
+        f"{n}={getattr(case, n)}" for n in ("projector", "type_embedding") if getattr(case, n) != getattr(own, n)
+    ]
+    return (*changed, *(["design changed"] if case.design != own.design else []))
+
+
+@functools.cache
+def _own(label: str, by: int) -> Case | None:
+    """The case of a preset's part as the table has it; None for a name that this table has not."""
+    try:
+        ((_, part),) = parts([label])
+    except (UnknownNameError, ValueError):
+        return None
+    return shrunk(part.case(), by)
 
 
 def _tokens(n: int, by: int) -> int:

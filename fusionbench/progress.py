@@ -164,7 +164,7 @@ class Display:
 def brief(job: Job, width: int) -> str:
     """A job in at most ``width`` characters."""
     shape, case = job.case.shape, job.case
-    text = f"{job.strategy}/{job.backend} {shape.image}x{shape.text} {case.dtype} {case.device}"
+    text = f"{job.strategy}/{job.backend} {shape.image}x{shape.text} {case.dtype} {case.device} {case.mode}"
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 

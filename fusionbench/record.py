@@ -86,6 +86,7 @@ class Costs(Struct, frozen=True, kw_only=True, gc=False):
     trainable_params: Natural | None = None
     optimizer_bytes: Natural | None = None  # AdamW's two states in the dtype of the weights
     counted_flops: Natural | None = None  # by FlopCounterMode; None where it cannot see (compiled code)
+    cache_bytes: Natural = 0  # keys and values that the step is given, of all its layers
 
 
 class Record(Struct, frozen=True, kw_only=True, gc=False):

@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,32 +22,55 @@ from torch import nn
 from . import adapt, prune
 from .cost import Cost
 from .errors import FusionbenchError, UnknownNameError, printable
+from .generation import NEEDS, Cache, Step, whole
 from .spec import NAME_PATTERN, Case
 
 Built = TypeVar("Built", bound=type[nn.Module])
 CostFunction = Callable[..., Cost]  # (case, impl, **options) -> Cost
 Refusal = Callable[..., str | None]  # (case, **options) -> the reason why a case makes no sense
 InputsFunction = Callable[[Case, torch.Generator], "Inputs"]
+StepFunction = Callable[..., Step]  # (case, **options) -> what one call is given
 
 STRATEGIES = "strategies"  # the folder below this package whose files register themselves
 MEASURING = (
-    "adapt", "prune", "attention", "parts", "streams", "blocks", "joint", "vectors", "backends", "int8", "inputs",
-    "subject", "verify", "worker", "cost", "stats",
+    "adapt", "prune", "generation", "attention", "parts", "streams", "blocks", "joint", "vectors", "backends", "int8",
+    "inputs", "subject", "verify", "worker", "cost", "stats",
 )  # fmt: skip
+WHOLE = ("fwd", "fwd_bwd", "step")  # the modes that every strategy has
 ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton", "triton_int8", "sage")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a strategy's ``forward`` is called with; masks are True at real tokens, None without padding."""
+    """What a strategy's ``forward`` is called with; masks are True at real tokens, None without padding.
+
+    A ``cache`` of keys and values [B, Hk, L, d] comes in modes of generation only (see generation.py).
+    """
 
     image: torch.Tensor | None
     text: torch.Tensor | None
     image_mask: torch.Tensor | None = None
     text_mask: torch.Tensor | None = None
+    cache: Cache = ()
 
-    def args(self) -> tuple[torch.Tensor | None, ...]:
-        return (self.image, self.text, self.image_mask, self.text_mask)
+    def args(self) -> tuple[torch.Tensor | Cache | None, ...]:
+        four = (self.image, self.text, self.image_mask, self.text_mask)
+        return (*four, self.cache) if self.cache else four
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        yield from (t for t in (self.image, self.text, self.image_mask, self.text_mask) if t is not None)
+        yield from (t for pair in self.cache for t in pair)
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+        """The inputs with every tensor changed."""
+
+        def changed(t: torch.Tensor | None) -> torch.Tensor | None:
+            return None if t is None else change(t)
+
+        return Inputs(
+            changed(self.image), changed(self.text), changed(self.image_mask), changed(self.text_mask),
+            tuple((change(k), change(v)) for k, v in self.cache),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,8 @@ class Strategy:
     refuses: Refusal | None = None
     inputs: InputsFunction | None = None
     summary: str = ""
+    modes: tuple[str, ...] = WHOLE
+    step: StepFunction | None = None
 
     def module(self, case: Case, impl: str) -> nn.Module:
         """A fresh module in fp32 on the current default device, initialised from torch's global seed.
@@ -76,9 +101,24 @@ class Strategy:
         """What that module costs."""
         return adapt.adapted_cost(self.cost(prune.narrowed(case), impl, **self.options), case.adapt)
 
+    def given(self, case: Case) -> Step:
+        """What one call takes in and what it need not compute."""
+        return whole(case) if self.step is None else self.step(case, **self.options)
+
     def refusal(self, case: Case) -> str | None:
         """Why the strategy cannot take the case, or None."""
-        return prune.refusal(case) or self._own_refusal(prune.narrowed(case)) or self._adapt_refusal(case)
+        return (
+            self._mode_refusal(case)
+            or prune.refusal(case)
+            or self._own_refusal(prune.narrowed(case))
+            or self._adapt_refusal(case)
+        )
+
+    def _mode_refusal(self, case: Case) -> str | None:
+        if case.mode in self.modes:
+            return None
+        needs = f", which needs {NEEDS[case.mode]}" if case.mode in NEEDS else ""
+        return f"'{self.name}' has no mode '{case.mode}'{needs} (has: {', '.join(self.modes)})"
 
     def _adapt_refusal(self, case: Case) -> str | None:
         if case.adapt == "full" and case.mode != "step":
@@ -124,15 +164,18 @@ def strategy(
     variants: Mapping[str, Mapping[str, Any]] | None = None,
     refuses: Refusal | None = None,
     inputs: InputsFunction | None = None,
+    modes: tuple[str, ...] = WHOLE,
+    step: StepFunction | None = None,
 ) -> Callable[[Built], Built]:
     """Register an ``nn.Module`` class as the strategy ``name`` and return it unchanged.
 
     The class is built as ``cls(case, impl, **options)``; ``forward(image, text, image_mask, text_mask)``
     takes image [B, Li, image_width] and text [B, Lt, text_width]. ``variants`` maps a suffix to options:
     ``variants={"vote": {"combine": "vote"}}`` on ``late`` also registers ``late:vote``. ``cost`` and
-    ``refuses`` receive the same options. The docstring's first line is the summary that users read.
+    ``refuses`` receive the same options. The docstring's first line is the summary that users read. ``modes`` of
+    generation need a ``step``, and a ``forward`` that takes a cache behind the masks (see generation.py).
 
-    Raises FusionbenchError for a name that is taken or not fit for a file name.
+    Raises FusionbenchError for a name that is taken or not fit for a file name, and for such modes without a step.
     """
 
     def register(cls: Built) -> Built:
@@ -140,7 +183,7 @@ def strategy(
         entries: dict[str, dict[str, Any]] = {name: {}}
         entries |= {f"{name}:{suffix}": dict(options) for suffix, options in (variants or {}).items()}
         for full_name, options in entries.items():
-            _add(Strategy(full_name, cls, impls, cost, options, refuses, inputs, first_line))
+            _add(Strategy(full_name, cls, impls, cost, options, refuses, inputs, first_line, modes, step))
         return cls
 
     return register
@@ -149,6 +192,9 @@ def strategy(
 def _add(entry: Strategy) -> None:
     if not re.fullmatch(NAME_PATTERN, entry.name):
         raise FusionbenchError(f"strategy name {entry.name[:80]!r} does not match {NAME_PATTERN}")
+    generates = [mode for mode in entry.modes if mode in NEEDS]
+    if generates and entry.step is None:
+        raise FusionbenchError(f"strategy '{entry.name}' has mode '{generates[0]}' and no step to say what it is given")
     taken = _REGISTERED.get(entry.name)
     if taken is not None and inspect.getfile(taken.build) != inspect.getfile(entry.build):
         raise FusionbenchError(f"strategy '{entry.name}' is registered twice: {taken.build} and {entry.build}")

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from .errors import FusionbenchError
 
-Mode = Literal["fwd", "fwd_bwd", "step"]
+Mode = Literal["fwd", "fwd_bwd", "step", "decode", "decode_uncached", "cached"]  # the last three: see generation.py
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Projector = Literal["identity", "linear", "linear_norm", "mlp", "patch_merge"]
 Norm = Literal["layer", "rms"]
@@ -43,7 +43,8 @@ class Shape(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=T
     ``image`` [batch, image, image_width] and ``text`` [batch, text, text_width] are the inputs,
     ``width`` the inner width of attention (heads x head dim), ``depth`` the number of
     layers where a strategy stacks them, ``ffn`` the feed-forward ratio (0: attention sub-layer only),
-    ``hidden`` the feed-forward width itself, where it is no multiple of the stream's (0: ``ffn`` x width).
+    ``hidden`` the feed-forward width itself, where it is no multiple of the stream's (0: ``ffn`` x width). In
+    modes of generation not all of the tokens come in (see generation.py).
     """
 
     batch: Size
@@ -70,7 +71,7 @@ class Shape(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=T
         return self.hidden or self.ffn * width
 
 
-class Design(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True, omit_defaults=True):
+class Design(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
     """How layers are built. The defaults are the plain layer: pre-LayerNorm, GELU, biases, nothing shared or gated.
 
     ``kv_heads`` are the heads of keys and values (0: as many as queries), ``latents`` the learned queries or
@@ -156,6 +157,17 @@ class Case(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=Tr
         # A matched width follows from the strategy, so that cases of one question keep one key.
         shape = msgspec.structs.replace(self.shape, hidden=0) if self.match else self.shape
         return f"{preset}{shape.key}/{design}{front}/{self.dtype}/{self.device}/{self.mode}"
+
+    @property
+    def question(self) -> str:
+        """What must agree for two timings to be compared: the whole key, or where systems are held against each other,
+        each at its own widths and in its own design, the lengths and conditions alone."""
+        if not self.preset:
+            return self.key
+        s = self.shape
+        more = (f"+pad{self.padding:g}" if self.padding else "") + (f"+{self.match}" if self.match else "")
+        lengths = f"presets@1:{self.shrink}/b{s.batch}-i{s.image}-t{s.text}{more}"
+        return f"{lengths}/{self.dtype}/{self.device}/{self.mode}"
 
 
 class Job(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .cost import Cost, copy, layer_norm, linear
 from .errors import MissingModalityError
+from .generation import Step, whole
 from .parts import norm, norm_cost
 from .spec import Case
 
@@ -76,7 +77,7 @@ class Projector(nn.Module):
         layers: dict[str, list[nn.Module]] = {
             "identity": [],
             "linear": [nn.Linear(width, out)],
-            "linear_norm": [nn.Linear(width, out), nn.LayerNorm(out)],
+            "linear_norm": [nn.Linear(width, out), nn.LayerNorm(out, eps=case.design.eps)],
             "mlp": [nn.Linear(width, out), nn.GELU(), nn.Linear(out, out)],  # LLaVA-1.5's mlp2x_gelu
             "patch_merge": [PatchMerge(width, out, case)],
         }
@@ -113,23 +114,27 @@ def projector_kinds(case: Case) -> tuple[str, str]:
 
 
 class Projectors(nn.Module):
-    """A projector for each modality; a missing one stays missing."""
+    """A projector for each modality; a missing one stays missing, and so do image tokens that have passed theirs."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
         s, kinds, widths = case.shape, projector_kinds(case), projected_widths(case)
         self.image = Projector(kinds[0], s.image_width, widths[0], case)
         self.text = Projector(kinds[1], s.text_width, widths[1], case)
+        self.passed = case.mode == "decode_uncached"
 
     def forward(self, image: Tensor | None, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        return None if image is None else self.image(image), None if text is None else self.text(text)
+        if image is not None and not self.passed:
+            image = self.image(image)
+        return image, None if text is None else self.text(text)
 
 
-def projectors_cost(case: Case) -> Cost:
-    """Both modalities through a projector each."""
-    s, kinds, widths = case.shape, projector_kinds(case), projected_widths(case)
-    image = projector_cost(kinds[0], s.batch * s.image, s.image_width, widths[0], case)
-    return image + projector_cost(kinds[1], s.batch * s.text, s.text_width, widths[1], case)
+def projectors_cost(case: Case, step: Step | None = None) -> Cost:
+    """Both modalities through a projector each: all tokens, or those that a ``step`` takes in."""
+    s, kinds, widths, given = case.shape, projector_kinds(case), projected_widths(case), step or whole(case)
+    image = projector_cost(kinds[0], s.batch * given.image, s.image_width, widths[0], case)
+    text = projector_cost(kinds[1], s.batch * given.text, s.text_width, widths[1], case)
+    return (image if given.image else image.idle()) + (text if given.text else text.idle())
 
 
 def join(image: Tensor | None, text: Tensor | None) -> Tensor:
@@ -153,6 +158,16 @@ def join_masks(image: Tensor | None, text: Tensor | None, image_mask: Mask, text
         if tokens is not None:
             masks.append(torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask)
     return masks[0] if len(masks) == 1 else torch.cat(masks, dim=1)
+
+
+def cache_mask(tokens: int, image_mask: Mask, text_mask: Mask) -> Mask:
+    """The key-padding mask [B, tokens] of a cache of image tokens, then text; None when neither modality is padded."""
+    masks = []
+    if image_mask is not None:
+        masks.append(nn.functional.pad(image_mask, (0, tokens - image_mask.shape[1]), value=True))
+    if text_mask is not None:
+        masks.append(nn.functional.pad(text_mask, (tokens - text_mask.shape[1], 0), value=True))
+    return masks[0] & masks[-1] if masks else None
 
 
 def pool(x: Tensor, mask: Mask) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import backends, registry
 from .backends import Backend
+from .generation import CACHING
 from .inputs import make_inputs
 from .record import Costs
 from .registry import Inputs
@@ -29,7 +30,7 @@ class Subject:
     optimizer: torch.optim.Optimizer | None = None  # of mode step
 
     def call(self) -> tuple[Tensor, ...]:
-        """The outputs in mode fwd; in training the gradients of inputs and parameters, in mode step after a step."""
+        """The outputs; in training the gradients of inputs and parameters, in mode step after a step."""
         outputs = self.outputs()
         return self.gradients(outputs, self.cotangents, self.optimizer) if self.training else outputs
 
@@ -79,9 +80,9 @@ class Subject:
     @property
     def resting_bytes(self) -> int:
         states = self.optimizer.state.values() if self.optimizer else ()
-        held = [*self.module.parameters(), *self.module.buffers(), *self.inputs.args()]
+        held = [*self.module.parameters(), *self.module.buffers(), *self.inputs.tensors()]
         held += [t for state in states for t in state.values() if isinstance(t, Tensor)]
-        return sum(t.numel() * t.element_size() for t in held if t is not None)
+        return sum(t.numel() * t.element_size() for t in held)
 
 
 def cotangents(outputs: Sequence[Tensor], rounded: torch.dtype) -> list[Tensor]:
@@ -126,20 +127,15 @@ def twin(job: Job, seed: int, dtype: torch.dtype, inputs: Inputs) -> Subject:
         registry.get(job.strategy).module(case, "eager").to(device=case.device, dtype=compute_dtype(case)).to(dtype)
     )
 
-    def cast(t: Tensor | None) -> Tensor | None:
-        return t if t is None or not t.is_floating_point() else t.detach().to(dtype).requires_grad_(t.requires_grad)
+    def cast(t: Tensor) -> Tensor:
+        return t.detach().to(dtype).requires_grad_(t.requires_grad) if t.is_floating_point() else t
 
-    cast_inputs = Inputs(cast(inputs.image), cast(inputs.text), inputs.image_mask, inputs.text_mask)
-    return Subject(module.train(case.training), cast_inputs, case.training)
+    return Subject(module.train(case.training), inputs.each(cast), case.training)
 
 
 def select(inputs: Inputs, samples: Tensor) -> Inputs:
     """These samples of the batch, as leaves of their own."""
-
-    def rows(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.detach()[samples].requires_grad_(t.requires_grad)
-
-    return Inputs(*(rows(t) for t in inputs.args()))
+    return inputs.each(lambda t: t.detach()[samples].requires_grad_(t.requires_grad))
 
 
 def closed_form(job: Job, impl: str, counted_flops: int | None) -> Costs:
@@ -152,7 +148,8 @@ def closed_form(job: Job, impl: str, counted_flops: int | None) -> Costs:
         trainable_params=cost.trainable,
         optimizer_bytes=2 * cost.trainable * itemsize if case.training else 0,
         min_bytes=cost.min_bytes(itemsize, 1 if case.dtype == "int8" else itemsize),
-        activation_bytes=cost.activation_bytes(itemsize),
+        activation_bytes=0 if case.mode in CACHING else cost.activation_bytes(itemsize),  # generation keeps none
+        cache_bytes=cost.cached * itemsize,
         counted_flops=counted_flops,
     )
 

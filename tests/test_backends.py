@@ -18,8 +18,8 @@ def refusal(backend: str, case: Case, strategy: str = "cross_attention") -> str 
 
 def test_the_backends_are_those_of_the_design() -> None:
     assert list(backends.BACKENDS) == [
-        "eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flex", "compile", "int8", "triton",
-        "triton-projected", "triton-absorbed", "triton-int8", "sage",
+        "eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flex", "compile", "int8", "sparse",
+        "triton", "triton-projected", "triton-absorbed", "triton-int8", "sage",
     ]  # fmt: skip
     with pytest.raises(UnknownNameError, match="no backend named 'spda'; did you mean 'sdpa'"):
         backends.get("spda")
@@ -72,11 +72,12 @@ def test_a_transform_serves_strategies_without_attention_and_an_attention_backen
     assert backends.get("compile").impl_for(registry.get("cross_attention")) == "sdpa"
 
 
-def test_triton_serves_every_strategy_but_those_of_plain_linears_and_elementwise_ops() -> None:
+def test_triton_serves_every_strategy_but_those_without_a_product_that_it_has() -> None:
     case = Case(**CUDA, dtype="bf16", projector="identity")
     accepted = {n: s for n, s in registry.strategies().items() if s.refusal(case) is None}
     refused = {n.partition(":")[0] for n, s in accepted.items() if backends.refusal(s, backends.get("triton"), case)}
-    assert refused == {"bilinear", "film", "low_rank", "tensor_fusion"}
+    own_attention = {"linear_cross_attention", "topk_cross_attention"}
+    assert refused == {"bilinear", "film", "low_rank", "tensor_fusion"} | own_attention
 
 
 def test_a_strategy_without_the_impl_is_refused_with_those_it_has() -> None:

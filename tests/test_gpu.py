@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fusionbench import backends, registry
-from fusionbench.plan import refusal
-from fusionbench.spec import Budget, Case, Dtype, Job, Mode, Shape, Timer
+from fusionbench.plan import settled
+from fusionbench.spec import Budget, Case, Dtype, Job, Mode, Shape, Skip, Timer
 from fusionbench.worker import measure
 
 pytestmark = [
@@ -27,9 +27,9 @@ def measured(
 ) -> None:
     case = Case(shape=SHAPE, dtype=dtype, device="cuda", mode=mode, padding=padding)
     job = Job(strategy=strategy, backend=backend, case=case)
-    reason = refusal(job)
-    if reason is not None:
-        pytest.skip(reason)
+    planned = settled(job)
+    if isinstance(planned, Skip):
+        pytest.skip(planned.reason)
     record = measure(job, msgspec.structs.replace(BUDGET, timer=timer))
     assert (record.status, record.reason) in (("ok", ""), ("skipped", record.reason))
     if record.status == "ok":

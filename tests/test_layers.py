@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 # The layers of DESIGN.md, lowest first; a package stands for all of its modules.
 LAYERS = (
     ("errors", "spec", "stats", "cost", "collector"),
-    ("record", "presets", "suite", "disk"),
+    ("record", "presets", "suite", "disk", "generation"),
     ("shard", "store", "compare", "environment", "ledger"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fusionbench import presets, suite
@@ -100,6 +101,14 @@ def test_what_a_sweep_names_replaces_what_the_preset_says_and_shrinks_with_it() 
 
 def test_a_ratio_in_the_sweep_replaces_the_presets_hidden_width() -> None:
     assert job_of("llava-1.5-7b", "ffn = [2]").case.shape.units(4096) == 8192
+
+
+def test_what_a_sweep_changed_in_a_preset_is_told() -> None:
+    body = 'presets = ["llava-1.5-7b"]\nscale = ["1/8"]\n'
+    assert presets.departures(job_of("llava-1.5-7b", 'scale = ["1/8"]\nimage = [99]\nextent = ["stack"]').case) == ()
+    (changed,) = jobs(body + 'projectors = ["linear"]\nffn = [4]')
+    assert presets.departures(changed.case) == ("hidden=0", "projector=linear")
+    assert presets.departures(msgspec.structs.replace(changed.case, preset="of another version")) == ()
 
 
 def test_a_pair_of_encoders_is_a_preset_for_strategies_that_the_sweep_names() -> None:

@@ -153,13 +153,16 @@ const plain = (text) => cut(String(text), 80).replace(/&/g, "&amp;").replace(/</
 const quote = (text) => (/^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\"'\"'")}'`);
 
 function jobKey(row) {
-  const [strategy, treatment] = value("strategy", row).split(" "); // as page.py joins them
-  return [strategy, value("backend", row), ...(treatment ? [treatment] : []), value("case", row)].join("/");
+  const treatment = value("treatment", row);
+  return [value("name", row), value("backend", row), ...(treatment ? [treatment] : []), value("case", row)].join("/");
 }
 const command = (row) => `${D.command} --job ${quote(jobKey(row))}`;
 const shapeName = (row) => `${thousands(value("image", row))} image × ${thousands(value("text", row))} text tokens`;
 
-const MODES = { fwd: "forward", fwd_bwd: "forward + backward", step: "training step" };
+const MODES = {
+  fwd: "forward", fwd_bwd: "forward + backward", step: "training step", decode: "decode, cached",
+  decode_uncached: "decode without the image's cache", cached: "forward, context cached",
+};
 const mainCondition = (row) => [value("dtype", row), value("device", row), MODES[value("mode", row)] || value("mode", row)];
 
 function otherConditions(row) {

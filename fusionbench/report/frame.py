@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ..presets import departures
 from ..record import Deviation, Environment, Record
 from ..stats import interval_ranks
 
@@ -19,8 +20,9 @@ _MIB = 2**20
 _SHAPE = ("batch", "image", "text", "image_width", "text_width", "width", "heads", "depth", "ffn")
 _DEVIATION = ("rel_l2", "max_abs", "mean_abs", "cosine")
 _COSTS = (
-    "flops", "params", "trainable_params", "min_bytes", "activation_bytes", "optimizer_bytes", "counted_flops",
-)  # fmt: skip
+    *("flops", "params", "trainable_params", "min_bytes", "activation_bytes", "optimizer_bytes", "cache_bytes"),
+    "counted_flops",
+)
 
 
 def frame(records: Sequence[Record], environments: Mapping[str, Environment]) -> pd.DataFrame:
@@ -60,6 +62,9 @@ def _identity(columns: dict[str, Any], records: Sequence[Record]) -> None:
     case_keys = [case.key for case in cases]
     columns["key"] = pd.Series([r.job.key_with(key) for r, key in zip(records, case_keys, strict=True)], dtype="str")
     columns["case"] = pd.Series(case_keys, dtype="str")
+    questions = [case.question if case.preset else key for case, key in zip(cases, case_keys, strict=True)]
+    columns["question"] = pd.Series(questions, dtype="str")
+    columns["candidate"] = pd.Series([_candidate(r) for r in records], dtype="str")
     columns["strategy"] = _text(records, lambda r: r.job.strategy)
     columns["backend"] = _text(records, lambda r: r.job.backend)
     for name in _SHAPE:
@@ -77,6 +82,15 @@ def _identity(columns: dict[str, Any], records: Sequence[Record]) -> None:
     # What the feed-forward layers of one question have in common, which a matched width is not.
     alike = [f"{c.shape.hidden}" if c.shape.hidden and not c.match else f"{c.shape.ffn} x" for c in cases]
     columns["feed_forward"] = pd.Series(alike, dtype="str")
+
+
+def _candidate(record: Record) -> str:
+    """What is compared with others: a strategy, of which system, how many layers of it, and what was done to it."""
+    case, strategy = record.job.case, record.job.strategy
+    if not case.preset:
+        return f"{strategy} {case.treatment}".strip()
+    layers = f"x{case.shape.depth}" if case.shape.depth > 1 else ""
+    return " ".join(filter(None, (case.preset, strategy, layers, case.treatment, *departures(case))))
 
 
 def _outcome(columns: dict[str, Any], records: Sequence[Record]) -> None:
@@ -135,6 +149,8 @@ def _measures(columns: dict[str, Any], records: Sequence[Record]) -> None:
     )
     for name in _COSTS:
         columns[name] = _integer([getattr(r.costs, name) if r.costs else None for r in records])
+    caches = [r.costs.cache_bytes if r.costs and r.costs.cache_bytes else None for r in records]
+    columns["cache_mib"] = _number(caches) / _MIB  # NA where a step has no cache
     flops = _number([r.costs.flops if r.costs and r.costs.flops else None for r in records])  # 0 FLOPs has no rate
     median_s = columns["median_ms"] / 1e3
     columns["tflops"] = np.divide(flops, median_s * 1e12, out=np.full(len(flops), np.nan), where=median_s > 0)

@@ -96,7 +96,7 @@ function drawAnswer(view) {
     const margin = second === undefined ? "alone" : c.main.ties.length ? `≈ ${cut(candidateName(second), 50)}` : `${times(ratio(winner, second).value)} ahead of ${cut(candidateName(second), 50)}`;
     return node("tr", {}, node("th", { scope: "row" }, node("button", { type: "button", class: "link", onclick: () => { state.condition = conditionName(c.first); state.shape = null; update(); } }, mainCondition(c.first).join(" · ")), node("div", { class: "fine" }, otherConditions(c.first).join(" · "))),
       node("td", { class: "soft" }, `${thousands(c.main.image)} × ${thousands(c.main.text)}`),
-      node("td", {}, node("span", { class: "who" }, icon(code("strategy", winner)), node("bdi", {}, cut(candidateName(winner), 50)))), node("td", { class: "right" }, duration(number("median_ms", winner))), node("td", { class: "soft wrap" }, node("bdi", {}, margin)));
+      node("td", { class: "wrap" }, node("span", { class: "who" }, icon(code("strategy", winner)), breakable(candidateName(winner)))), node("td", { class: "right" }, duration(number("median_ms", winner))), node("td", { class: "soft wrap" }, breakable(margin)));
   });
   box.replaceChildren(node("table", { class: "plain" }, node("thead", {}, node("tr", {}, ...["Condition", "Image × text", "Fastest", "Median", "Margin"].map((t) => node("th", { scope: "col", class: t === "Median" ? "right" : "" }, t)))), node("tbody", {}, ...lines)));
 }

@@ -29,13 +29,18 @@ _CONDITION = (
     *("dtype", "device", "mode", "batch", "width", "heads", "image_width", "text_width", "depth"),
     *("feed_forward", "projector", "type_embedding", "padding", "preset", "scale", "match", "design", "environment"),
 )
+_OF_SYSTEMS = (
+    *("width", "heads", "image_width", "text_width", "depth", "feed_forward", "projector", "type_embedding"),
+    *("preset", "design"),
+)
 _TIMER = ("timer", "cache", "threads")
 _CODED = (
     *("strategy", "backend", "image", "text", *_CONDITION, *_TIMER, "status", "reason", "phase", "case", "stop"),
-    *("kernels", "notes", "started_at", "machine", "hardware", "source"),
+    *("name", "treatment", "kernels", "notes", "started_at", "machine", "hardware", "source"),
 )
 _MEASURED = (
-    *("median_ms", "low_ms", "high_ms", "samples", "contention", "first_call_ms", "peak_mib", "tflops", "flops"),
+    *("median_ms", "low_ms", "high_ms", "samples", "contention", "first_call_ms"),
+    *("peak_mib", "cache_mib", "tflops", "flops"),
     *("rel_l2", "yardstick_rel_l2", "cosine", "max_abs", "grad_rel_l2", "grad_yardstick_rel_l2", "joules_per_call"),
 )
 _SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "claims.js", "page.js")
@@ -54,8 +59,7 @@ def write(
 ) -> Path:
     """Write the page for ``frame`` to ``path``; ``command`` is what runs its suite again."""
     shown, checked = latest(frame), claims.payload(ledgers)
-    treated = (shown["strategy"] + " " + shown["treatment"]).str.strip()  # one candidate
-    shown = shown.assign(strategy=treated)
+    shown = _as_asked(shown)
     payload = {
         "command": printable(command, _LONGEST),
         "superseded": len(frame) - len(shown),
@@ -82,6 +86,13 @@ def write(
     with replacing(path) as temporary:
         temporary.write_text(html, "utf-8")
     return path
+
+
+def _as_asked(shown: pd.DataFrame) -> pd.DataFrame:
+    """The rows as the page compares them: systems are candidates, whose own sizes are no conditions of theirs."""
+    system = shown["preset"] != ""
+    own = {name: shown[name].astype(object).mask(system, None) for name in _OF_SYSTEMS} if system.any() else {}
+    return shown.assign(name=shown["strategy"], strategy=shown["candidate"], **own)
 
 
 def _clean(facts: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,15 @@ from .rank import latest, ranked
 
 Column = tuple[str, bool, list[Text]]  # heading, right-aligned, cells; the first columns are the last to go
 
+MODES = {
+    "fwd": "forward",
+    "fwd_bwd": "forward + backward",
+    "step": "training step",
+    "decode": "decode, cached",
+    "decode_uncached": "decode without the image's cache",
+    "cached": "forward, context cached",
+}
+
 _GAP = 2
 _NAME_WIDTH = 40
 
@@ -78,22 +87,27 @@ def _line(text: str, width: int, style: str = "dim", indent: int = 0) -> Text:
 
 def _heading(row: pd.Series, several: bool, width: int) -> list[Text]:
     tokens = f"{row['image']} image × {row['text']} text tokens"
-    tokens = f"{_system(row)}: {tokens}" if row["preset"] else tokens
-    facts = [row["dtype"], row["device"], row["mode"], f"batch {row['batch']}", f"width {row['width']}"]
-    facts += [f"{row['heads']} heads", row["projector"]]
-    facts += ["type embedding"] if row["type_embedding"] else []
+    facts = [row["dtype"], row["device"], MODES.get(row["mode"], row["mode"]), f"batch {row['batch']}"]
+    facts += _of_systems(row) if row["preset"] else _of_sizes(row)
     facts += [f"padding {row['padding']:g}"] if row["padding"] else []
-    facts += [f"depth {row['depth']}"] if row["depth"] != 1 else []
-    facts += [f"ffn {row['feed_forward']}"] if row["feed_forward"] != "4 x" else []
-    facts += [_terms(row["match"])] if row["match"] else []
-    facts += [str(row["design"])] if row["design"] else []
     facts += [f"{row['threads']} threads"] if row["threads"] > 1 else []
     facts += [str(row["machine"])] if several else []
     return [_line(tokens, width, "bold"), _line(" · ".join(map(str, facts)), width)]
 
 
-def _system(row: pd.Series) -> str:
-    return str(row["preset"]) + (f" at {row['scale']}" if row["scale"] != "1" else "")
+def _of_systems(row: pd.Series) -> list[str]:
+    facts = [f"systems at {row['scale']}" if row["scale"] != "1" else "systems at full size"]
+    return facts + ([_terms(row["match"])] if row["match"] else [])
+
+
+def _of_sizes(row: pd.Series) -> list[str]:
+    facts = [f"width {row['width']}", f"{row['heads']} heads", str(row["projector"])]
+    facts += ["type embedding"] if row["type_embedding"] else []
+    facts += [f"depth {row['depth']}"] if row["depth"] != 1 else []
+    facts += [f"ffn {row['feed_forward']}"] if row["feed_forward"] != "4 x" else []
+    facts += [_terms(row["match"])] if row["match"] else []
+    facts += [str(row["design"])] if row["design"] else []
+    return facts
 
 
 def _terms(match: str) -> str:
@@ -109,12 +123,13 @@ def _ranking(group: pd.DataFrame) -> list[Column]:
     lines = [row for _, row in group.iterrows()]
     half = [(r["high_ms"] - r["low_ms"]) / 2 / r["median_ms"] if r["median_ms"] > 0 else math.nan for r in lines]
     return [
-        ("strategy", False, [_name(f"{r['strategy']} {r['treatment']}".strip()) for r in lines]),
+        ("strategy", False, [_name(r["candidate"]) for r in lines]),
         ("backend", False, [_name(r["backend"]) for r in lines]),
         ("ms", True, [Text(f"{r['median_ms']:,.{digits}f}") for r in lines]),
         ("vs best", True, [_ratio(r, ties) for r in lines]),
         ("± 95 %", True, [Text(f"{h:.1%}" if h == h else "–") for h in half]),
         ("peak MiB", True, [_number(r["peak_mib"], ",.1f") for r in lines]),
+        ("cache MiB", True, [_number(r["cache_mib"], ",.3g") for r in lines]),
         ("rel. error", True, [_number(r["rel_l2"], ".1e") for r in lines]),
         ("TFLOP/s", True, [_number(r["tflops"], ".3g") for r in lines]),
         ("waited", True, [_number(r["contention"], ".1%") for r in lines]),

@@ -15,10 +15,10 @@ from ..attention import probabilities
 from ..blocks import Attention, Layer, layer_cost, own_attention
 from ..cost import Cost, attention, copy, product
 from ..errors import MissingModalityError
+from ..generation import Direction
 from ..registry import strategy
 from ..spec import Case
 from ..streams import Mask, Projectors, projected_widths, projectors_cost
-from .cross_attention import Direction
 
 Features = Literal["elu", "softmax"]
 

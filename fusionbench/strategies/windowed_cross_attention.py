@@ -55,7 +55,9 @@ class WindowedAttention(Attention):
         super().__init__(case, query_width, context_width, impl)
         self.window = window
 
-    def forward(self, x: Tensor, context: Tensor, mask: Mask = None, query_mask: Mask = None) -> Tensor:
+    def forward(  # type: ignore[override]  # windows of a cache are not offered
+        self, x: Tensor, context: Tensor, mask: Mask = None, query_mask: Mask = None
+    ) -> Tensor:
         (batch, queries), keys = x.shape[:2], context.shape[1]
         q, k, v = self.q(x), self.k(context), self.v(context)
         blocks = count_blocks(queries, keys, self.window)
@@ -78,7 +80,9 @@ class WindowedLayer(Layer):
         super().__init__(case, width, impl, context_width=context_width)
         self.attention.attention = WindowedAttention(case, width, context_width, impl, window)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Mask = None, query_mask: Mask = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, context: Tensor | None = None, mask: Mask = None, query_mask: Mask = None
+    ) -> Tensor:
         block = self.attention
         queries = x if block.post else block.norm(x)
         y = x + block.gate(block.attention(queries, queries if context is None else context, mask, query_mask))

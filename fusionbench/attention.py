@@ -81,11 +81,12 @@ def _unfused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
     return (p.view(*q.shape[:3], -1) @ v).view(shape)
 
 
+CHUNK = 2**26  # scores that a reference holds at a time
 _chunk: ContextVar[int] = ContextVar("chunk", default=2**62)
 
 
 @contextmanager
-def in_chunks(scores: int = 2**26) -> Iterator[None]:
+def in_chunks(scores: int = CHUNK) -> Iterator[None]:
     """Let eager attention hold no more than ``scores`` scores at a time: for references, never for timings."""
     token = _chunk.set(scores)
     try:

@@ -30,7 +30,7 @@ def check(job: Job, subject: Subject, budget: Budget) -> tuple[Accuracy, str | N
     The subject runs on its whole batch, as it is timed; the samples that are compared are spread over it.
     """
     outputs, batch = subject.outputs(), job.case.shape.batch
-    affordable = _affordable_samples(job)
+    affordable = affordable_samples(job)
     # A strategy that compares the samples of a batch with each other has outputs that only the whole batch gives.
     for samples in dict.fromkeys((affordable, batch)):
         chosen = torch.linspace(0, batch - 1, samples, device=outputs[0].device).round().long()
@@ -112,7 +112,8 @@ def _longest_sum(shape: Shape) -> int:
     return max(features, shape.batch * (shape.image + shape.text))
 
 
-def _affordable_samples(job: Job) -> int:
+def affordable_samples(job: Job) -> int:
+    """How many samples of the batch the reference is computed for."""
     shape, cost = job.case.shape, registry.get(job.strategy).costs(job.case, "eager")
     flops = cost.flops + (cost.backward_flops if job.case.training else 0)
     affordable = REFERENCE_FLOPS[torch.device(job.case.device).type] // max(1, flops // shape.batch)

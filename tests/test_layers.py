@@ -41,6 +41,7 @@ SAME_ROOM = {
     ("streams", "joint"),
     ("blocks", "joint"),
     ("shard", "store"),
+    ("verify", "footprint"),
     ("footprint", "plan"),
     ("matching", "plan"),
     ("subject", "verify"),

@@ -107,7 +107,7 @@ def test_a_preset_that_does_not_fit_is_refused_with_the_estimate_and_the_largest
     layer, stack = Plan(suite.parse(text, "mine", "mine.toml"))
     assert isinstance(layer, Skip)
     assert isinstance(stack, Skip)
-    assert "GiB of memory, and 'cpu' has 1 GiB; the largest scale that fits is 1/2" in layer.reason
+    assert "GiB of memory, and 'cpu' has 1 GiB; the largest scale that fits is 1/3" in layer.reason
     scale = stack.reason.rpartition(" ")[2]
     fits = text.replace('["layer", "stack"]', '["stack"]') + f'\nscale = ["{scale}"]'
     assert all(isinstance(item, Job) for item in Plan(suite.parse(fits, "mine", "mine.toml")))

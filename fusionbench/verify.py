@@ -88,7 +88,8 @@ def _twin(job: Job, subject: Subject, budget: Budget, dtype: torch.dtype, inputs
         outputs = other.outputs()
         if not subject.training:
             return [outputs]
-        return [outputs, other.gradients(outputs, cotangents(outputs, compute_dtype(job.case)))]
+        gradients = other.gradients(outputs, cotangents(outputs, compute_dtype(job.case)))
+        return [tuple(t.detach() for t in outputs), gradients]  # else they would keep the module's weights
 
 
 def _judge(

@@ -28,7 +28,7 @@ def deviation(results: Sequence[Tensor], truths: Sequence[Tensor]) -> Deviation:
     # Tensor by tensor: joined and in fp64, the gradients of a model and their errors take more memory than the model.
     for result, truth in zip(results, truths, strict=True):
         r, t = result.detach().to(truth.dtype).flatten(), truth.detach().flatten()
-        error = (r - t).abs()
+        error = (r - t).abs_()
         if not bool(error.isfinite().all()):
             return Deviation(max_abs=None, mean_abs=None, rel_l2=None, cosine=None)
         largest = max(largest, float(error.max()) if len(error) else 0.0)

@@ -10,13 +10,13 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from .spec import Job
+from .spec import Dtype, Job
 
 # Bounds of what a line may hold: results can come from elsewhere, and Arrow and pandas count in 64 bits.
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
-VERSION = 1  # of the wire format; a reader refuses a newer one
+VERSION = 2  # of the wire format; a reader refuses a newer one
 
 Status = Literal["ok", "skipped", "wrong", "error", "oom", "crash", "timeout"]
 Stop = Literal["precise", "budget", "samples", "interrupted"]
@@ -37,6 +37,10 @@ class Timing(Struct, frozen=True, kw_only=True, gc=False):
     first_call_ns: Natural  # the first call of all: lazy initialisation and compilation
     warmup_calls: Natural
     threads: Positive
+    rounds: tuple[Positive, ...] = ()  # how many of the samples each round took, a process of its own; empty: one round
+    seeds: tuple[Natural, ...] = ()  # of the inputs of each round
+    control_ns: tuple[Natural, ...] = ()  # of each round: a fixed piece of work, timed beside the samples
+    discarded: Natural = 0  # samples thrown away because the device throttled, and taken again
 
 
 class Memory(Struct, frozen=True, kw_only=True, gc=False):
@@ -54,6 +58,31 @@ class Energy(Struct, frozen=True, kw_only=True, gc=False):
     calls: Natural
     window_s: float
     meter: Literal["nvml", "rapl"]
+
+
+class DeviceState(Struct, frozen=True, kw_only=True, gc=False):
+    """What NVML said of a GPU while its samples were taken; None or empty where it says nothing."""
+
+    sm_mhz: tuple[Natural, Natural, Natural] | None = None  # lowest, median, highest
+    memory_mhz: tuple[Natural, Natural, Natural] | None = None
+    power_watts: float | None = None  # mean
+    temperature_c: Natural | None = None  # highest
+    throttle: tuple[str, ...] = ()  # reasons under which samples were kept after all retries
+    foreign: Natural = 0  # processes of others on the GPU, at most at once
+
+
+class Roofline(Struct, frozen=True, kw_only=True, gc=False):
+    """What a device was measured to do at best: products in one dtype, and copies of a working set."""
+
+    device: str
+    dtype: Dtype
+    threads: Positive
+    environment: str  # id of the Environment
+    flops_per_s: float
+    bytes_per_s: tuple[
+        tuple[Natural, float], ...
+    ]  # (bytes of the working set, rate), smallest first; the last is memory's
+    measured_at: str  # UTC, ISO 8601
 
 
 class Deviation(Struct, frozen=True, kw_only=True, gc=False):
@@ -97,6 +126,8 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
     reason: str = ""
     phase: str = ""  # the step that failed: build, accuracy, warm-up, time, memory, flops
     time: Timing | None = None
+    timers: tuple[Timing, ...] = ()  # the same call by the other timers of the budget
+    device: DeviceState | None = None
     memory: Memory | None = None
     energy: Energy | None = None
     accuracy: Accuracy | None = None
@@ -149,7 +180,12 @@ class EnvironmentLine(Struct, frozen=True, kw_only=True, gc=False, tag="environm
     environment: Environment
 
 
-Line = RecordLine | EnvironmentLine
+class RooflineLine(Struct, frozen=True, kw_only=True, gc=False, tag="roofline", tag_field="kind"):
+    v: int
+    roofline: Roofline
+
+
+Line = RecordLine | EnvironmentLine | RooflineLine
 
 _encoder = msgspec.json.Encoder()
 _record_decoder = msgspec.json.Decoder(Record)
@@ -165,16 +201,20 @@ def decode_record(data: bytes) -> Record:
     return _record_decoder.decode(data)
 
 
-def encode_line(item: Record | Environment) -> bytes:
+def encode_line(item: Record | Environment | Roofline) -> bytes:
     """One line of a shard, without its checksum and line end."""
     if isinstance(item, Record):
         return _encoder.encode(RecordLine(v=VERSION, record=item))
+    if isinstance(item, Roofline):
+        return _encoder.encode(RooflineLine(v=VERSION, roofline=item))
     return _encoder.encode(EnvironmentLine(v=VERSION, environment=item))
 
 
-def decode_line(data: bytes) -> Record | Environment:
+def decode_line(data: bytes) -> Record | Environment | Roofline:
     """Raises msgspec.ValidationError or DecodeError for a damaged line, ValueError for a newer version."""
     line = _line_decoder.decode(data)
     if line.v > VERSION:
         raise ValueError(f"schema {line.v} is newer than this fusionbench ({VERSION}); upgrade to read it")
+    if isinstance(line, RooflineLine):
+        return line.roofline
     return line.record if isinstance(line, RecordLine) else line.environment

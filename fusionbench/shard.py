@@ -21,7 +21,7 @@ import msgspec
 
 from .disk import NewerSchemaError, explained, opened, refuse_newer, sync_folder, write_all
 from .errors import StoreError, printable
-from .record import VERSION, Environment, Record, decode_line, encode_line
+from .record import VERSION, Environment, Record, Roofline, decode_line, encode_line
 
 # What a hostile or broken file may cost: a record with 100,000 samples is 2.6 MB.
 MAX_LINE = 4 << 20
@@ -33,7 +33,7 @@ TORN_BEGINS = b"{\0"  # JSON, or the zeros that a power cut leaves; anything els
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 Identity = tuple[str, str, str]
-Item = Record | Environment
+Item = Record | Environment | Roofline
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Contents:
 
     records: dict[Identity, Record] = field(default_factory=dict)
     environments: dict[str, Environment] = field(default_factory=dict)
+    rooflines: list[Roofline] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
     duplicates: int = 0
@@ -50,6 +51,9 @@ class Contents:
         """The last record of an identity counts, in the place of the first."""
         if isinstance(item, Environment):
             self.environments[item.id] = item
+            return
+        if isinstance(item, Roofline):
+            self.rooflines.append(item)
             return
         identity = item.identity
         self.duplicates += identity in self.records
@@ -138,7 +142,7 @@ def _line(item: Item) -> bytes:
         body = encode_line(item)
         decode_line(body)
     except (msgspec.MsgspecError, UnicodeError) as error:
-        name = item.job.key if isinstance(item, Record) else f"environment {item.id}"
+        name = item.job.key if isinstance(item, Record) else type(item).__name__.lower()
         raise StoreError(f"'{printable(name)}' cannot be stored: {printable(str(error))}") from error
     if len(body) > MAX_LINE - SEAL:
         raise StoreError(f"a record of {len(body):,} bytes cannot be stored (limit {MAX_LINE:,}); lower 'max_samples'")

@@ -14,11 +14,12 @@ Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Projector = Literal["identity", "linear", "linear_norm", "mlp", "patch_merge"]
 Norm = Literal["layer", "rms"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "swiglu", "geglu"]
-Timer = Literal["event", "graph"]
+Timer = Literal["cold", "hot", "graph", "kernel", "host"]
 
 MODES: tuple[str, ...] = get_args(Mode)
 DTYPES: tuple[str, ...] = get_args(Dtype)
 PROJECTORS: tuple[str, ...] = get_args(Projector)
+TIMERS: tuple[str, ...] = get_args(Timer)
 
 # The one shape of a name: safe as a file name, in HTML, in a shell and in a CSV cell.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}\Z"
@@ -198,10 +199,24 @@ class Budget(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=
     ci: Annotated[float, Meta(gt=0, lt=1)] = 0.01  # half-width of the median's 95 % CI, relative
     timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 300.0
     threads: Annotated[int, Meta(ge=1, le=4096)] = 1
-    timer: Timer = "event"  # on CUDA: around a call as the host makes it, or around the replay of its graph
+    rounds: Annotated[int, Meta(ge=1, le=100)] = (
+        6  # processes that share measure_s; from 6 on they alone give the interval
+    )
+    timers: Annotated[tuple[Timer, ...], Meta(min_length=1)] = TIMERS  # on CUDA; the first is the one that is ranked
+    energy_s: Annotated[float, Meta(ge=0, le=600)] = (
+        0.0  # how long calls run back to back for the energy counter; 0: not
+    )
     seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
     int8_rel_l2: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # int8 against fp64: what still counts as right
     int8_cosine: Annotated[float, Meta(gt=0, lt=1)] = 0.99
+
+
+class Visit(Struct, frozen=True, kw_only=True, gc=False):
+    """One round of a job, in a process of its own; the first one finds out how many calls make a sample."""
+
+    job: Job
+    round: Natural = 0
+    loops: Natural = 0  # calls per sample, as in the rounds before; 0: to be found out
 
 
 class Skip(Struct, frozen=True, kw_only=True, gc=False):
@@ -211,7 +226,7 @@ class Skip(Struct, frozen=True, kw_only=True, gc=False):
     reason: str
 
 
-def replace_budget(budget: Budget, **changes: float | int | str | None) -> Budget:
+def replace_budget(budget: Budget, **changes: float | int | str | list[str] | None) -> Budget:
     """The budget with the given values in place of its own; None leaves a value as it is.
 
     Raises FusionbenchError for a value that is out of range.

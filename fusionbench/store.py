@@ -16,7 +16,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ from . import __version__
 from .collector import paused
 from .disk import NewerSchemaError, explained, opened, reason, refuse_newer, sync_folder, write_atomically
 from .errors import DamagedError, StoreError, printable
-from .record import FAILED, Environment, Record
+from .record import FAILED, Environment, Record, Roofline
 from .shard import Contents, Identity, ShardWriter, read_shard, shard_number
 from .spec import Budget, Name
 
@@ -71,6 +71,7 @@ class Run:
     torn: list[str]  # writes that never ended; their jobs are simply not done
     damage: list[str]  # anything else: something was there and is lost
     duplicates: int
+    rooflines: list[Roofline] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
@@ -275,6 +276,7 @@ def _run(path: Path, manifest: Manifest | None, contents: Contents) -> Run:
         torn=contents.torn,
         damage=contents.damage,
         duplicates=contents.duplicates,
+        rooflines=contents.rooflines,
     )
 
 

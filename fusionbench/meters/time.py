@@ -46,7 +46,7 @@ def measure(
     host takes to launch kernels, which outlasts many of them. The garbage collector is off while samples are taken.
     """
     warmup_calls, call_ns = _warm_up(call, budget, device)
-    graph = device.type == "cuda" and budget.timer == "graph"
+    graph = device.type == "cuda" and budget.timers[0] == "graph"
     loops = 1 if device.type == "cuda" or call_ns >= MIN_SAMPLE_NS else _calibrate(call)
     taken: list[tuple[int, int | None]] = []
     gc.collect()

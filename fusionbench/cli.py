@@ -196,8 +196,13 @@ def run(
     timeout_s: Annotated[float | None, typer.Option(help="Seconds after which a job is killed.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a job.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and inputs.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Processes that share a job's sampling time; from 6 on its interval is theirs.")
+    ] = None,
+    order_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the order of jobs; else a new one.")] = None,
     timer: Annotated[
-        Literal["cold", "hot", "graph", "kernel", "host"] | None, typer.Option(help="What is timed on CUDA: a call, or its graph's replay.")
+        Literal["cold", "hot", "graph", "kernel", "host"] | None,
+        typer.Option(help="What is timed on CUDA: a call, or its graph's replay."),
     ] = None,
     report: WithReport = False,
     quiet: Quiet = False,
@@ -210,8 +215,9 @@ def run(
     from .spec import replace_budget
 
     budget = replace_budget(
-        chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, timers=[timer] if timer else None
-    )
+        chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, rounds=rounds,
+        timers=[timer] if timer else None,
+    )  # fmt: skip
     from .engines import local
 
     local.start_server()
@@ -229,6 +235,7 @@ def run(
         plugins=[str(path) for path in plugin or []],
         fresh=fresh,
         retry_failed=retry_failed,
+        order_seed=order_seed,
         command=sys.argv,
         warn=lambda problem: terminal.note(out, problem),
     )

@@ -41,8 +41,8 @@ def share(budget: Budget, phases_s: Mapping[str, float]) -> Budget:
     return msgspec.structs.replace(
         budget,
         measure_s=budget.measure_s / rounds,
-        min_samples=max(2, -(-budget.min_samples // rounds)),
-        max_samples=max(2, -(-budget.max_samples // rounds)),
+        min_samples=max(3, -(-budget.min_samples // rounds)),
+        max_samples=max(3, -(-budget.max_samples // rounds)),
         ci=min(0.5, budget.ci * math.sqrt(rounds)),
     )
 

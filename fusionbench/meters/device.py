@@ -123,7 +123,7 @@ def notes(state: DeviceState | None, device: str) -> tuple[str, ...]:
     """What the reader of a timing must know of the device's state; empty where it was as it should be."""
     if state is None:
         return ()
-    kept = f"samples were kept that '{device}' took while it throttled ({', '.join(state.throttle)})"
+    kept = f"'{device}' throttled ({', '.join(state.throttle)}) while samples were taken, and no better ones came"
     crowd = crowded(state.foreign, f"'{device}'")
     return (*([kept] if state.throttle else ()), *([crowd] if state.foreign else ()))
 

@@ -62,11 +62,11 @@ def measure(
         if meter is None:
             return None
         with contextlib.closing(_completed(call, device)) as completed:
-            begin = _mark(completed, meter.joules, perf_counter_ns(), interrupted)
+            begin = _mark(completed, meter.joules, interrupted)
             if begin is None:
                 return None
             window_ns = round(max(seconds, MIN_WINDOW_S) * 1e9)
-            end = _mark(completed, meter.joules, begin.at_ns + window_ns, interrupted)
+            end = _mark(completed, meter.joules, interrupted, begin, window_ns)
     if end is None or end.joules <= begin.joules:
         return None
     return Energy(
@@ -110,9 +110,18 @@ def _meter(device: torch.device, root: Path) -> Iterator[Meter | None]:
         yield Meter("nvml", read)
 
 
-def _mark(completed: Iterator[int], joules: Joules, from_ns: int, interrupted: Callable[[], bool]) -> Mark | None:
-    """The first refresh from ``from_ns`` on that is seen; None when interrupted, or if the counter is stuck or gone."""
-    before, moved_ns = None, perf_counter_ns()
+def _mark(
+    completed: Iterator[int],
+    joules: Joules,
+    interrupted: Callable[[], bool],
+    last: Mark | None = None,
+    window_ns: int = 0,
+) -> Mark | None:
+    """The first refresh that is seen, ``window_ns`` after ``last``; None when interrupted, or if the counter is stuck
+    or gone."""
+    from_ns = window_ns + last.at_ns if last else 0
+    before = last.joules if last else None
+    moved_ns = perf_counter_ns()
     for calls in completed:
         found, now = joules(), perf_counter_ns()
         if found is None or interrupted():

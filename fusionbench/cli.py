@@ -197,7 +197,8 @@ def run(
     threads: Annotated[int | None, typer.Option(help="CPU threads of a job.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and inputs.")] = None,
     timer: Annotated[
-        Literal["cold", "hot", "graph", "kernel", "host"] | None, typer.Option(help="What is timed on CUDA: a call, or its graph's replay.")
+        Literal["cold", "hot", "graph", "kernel", "host"] | None,
+        typer.Option(help="What is timed on CUDA: a call, or its graph's replay."),
     ] = None,
     report: WithReport = False,
     quiet: Quiet = False,
@@ -210,7 +211,12 @@ def run(
     from .spec import replace_budget
 
     budget = replace_budget(
-        chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, timers=[timer] if timer else None
+        chosen.budget,
+        measure_s=measure_s,
+        timeout_s=timeout_s,
+        threads=threads,
+        seed=seed,
+        timers=[timer] if timer else None,
     )
     from .engines import local
 

@@ -19,7 +19,7 @@ LAYERS = (
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify"),
-    ("worker", "runner", "engines"),
+    ("worker", "schedule", "runner", "engines"),
     ("report", "export", "launch", "inspection", "claims"),
     ("terminal", "progress", "present", "findings"),
     ("session", "cli", "__main__"),
@@ -52,6 +52,8 @@ SAME_ROOM = {
     ("session", "cli"),
     ("cli", "__main__"),
     ("errors", "spec"),
+    ("rounds", "store"),
+    ("schedule", "runner"),
     ("record", "disk"),
 }
 HEAVY = {"torch", "pandas", "plotly", "scipy", "rich", "jinja2", "pyarrow"}

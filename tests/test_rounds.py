@@ -1,4 +1,4 @@
-"""Rounds of one job become one timing, and only where they measured the same thing."""
+"""Rounds of one job become one record: how many there are, what they share, and that they measured the same thing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
-from fusionbench.record import Timing
-from fusionbench.rounds import merge
+from fusionbench.record import DeviceState, Record, Timing
+from fusionbench.rounds import done, joined, merge, share
+from fusionbench.spec import Budget, Case, Job, Shape
+
+SHAPE = Shape(batch=1, image=3, text=2, image_width=8, text_width=8, width=8, heads=1)
+JOB = Job(strategy="concat", backend="eager", case=Case(shape=SHAPE))
 
 
 def timing(*samples: int, **other: Any) -> Timing:
@@ -55,3 +59,37 @@ def test_rounds_that_measured_different_things_are_refused(other: dict[str, Any]
 def test_no_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match="no round to join"):
         merge([])
+
+
+def record(*samples: int, **other: Any) -> Record:
+    return Record(**{"job": JOB, "status": "ok", "time": timing(*samples), "wall_s": 1.0} | other)
+
+
+def test_a_job_is_done_with_its_rounds_with_a_failure_or_where_it_takes_long_to_begin() -> None:
+    budget = Budget(rounds=2)
+    assert not done(record(1), budget)
+    assert done(joined(record(1), record(2), 1), budget)
+    assert done(record(time=None, status="oom"), budget)
+    assert done(record(1, phases_s={"build": 1.5, "first call": 1.0}), budget)
+    assert done(record(1), Budget(rounds=1))
+
+
+def test_joining_records_keeps_the_first_rounds_facts_and_every_note() -> None:
+    first = record(1, 2, notes=("a",), kernels=("k",), device=DeviceState(sm_mhz=(900, 1000, 1100), temperature_c=50))
+    second = record(3, notes=("a", "b"), device=DeviceState(sm_mhz=(800, 1200, 1300), temperature_c=40, foreign=1))
+    both = joined(first, second, 1)
+    assert both.time is not None
+    assert (both.time.samples_ns, both.notes, both.kernels, both.wall_s) == ((1, 2, 3), ("a", "b"), ("k",), 2.0)
+    assert both.device == DeviceState(sm_mhz=(800, 1100, 1300), temperature_c=50, foreign=1)
+
+
+def test_a_round_that_fails_fails_the_job_and_says_which_it_was() -> None:
+    failed = joined(record(1), record(time=None, status="crash", reason="killed"), 1)
+    assert (failed.status, failed.reason, failed.time) == ("crash", "in round 2, after 1 good ones: killed", None)
+
+
+def test_the_rounds_share_the_budget_and_its_precision() -> None:
+    budget = Budget(measure_s=0.6, min_samples=10, max_samples=400, ci=0.01, rounds=4)
+    part = share(budget, {"build": 0.1})
+    assert (part.measure_s, part.min_samples, part.max_samples, part.ci) == (0.15, 3, 100, 0.02)
+    assert share(budget, {"first call": 9.0}).measure_s == 0.6

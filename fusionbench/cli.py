@@ -63,8 +63,8 @@ TimerNames = Annotated[
         "--timer",
         metavar="NAME",
         help="What times a call on CUDA; may be repeated, the first one ranks. cold: events around it on an idle GPU "
-        "with its L2 cache flushed; hot: without the flush; graph: events around the replay of its CUDA graph, flushed; "
-        "kernel: the sum of its kernels; host: until it returns.",
+        "with its L2 cache flushed; hot: without the flush; graph: events around the replay of its CUDA graph, "
+        "flushed; kernel: the sum of its kernels; host: until it returns.",
     ),
 ]
 

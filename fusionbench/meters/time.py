@@ -29,6 +29,7 @@ MOST_LOOPS = 1_000_000  # a call takes 30 ns at the least: with so many of them 
 # this share of the budget is over.
 MIN_SHARE = 0.1
 STILL = 1000  # calls in a row during which the clock does not move: it never will
+FEWEST = 3  # samples, however small the share: a median, and one on either side
 BLOCK = 10  # samples after which the inputs change and the device is asked whether it throttled
 RETRIES = 5  # blocks of a timing that are thrown away because of throttling; whatever comes then is kept
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.5  # for a device to cool down, doubled every time (as in nvbench)
@@ -82,7 +83,7 @@ def measure(
     collector is off while samples are taken. Raises TimerError where this timer cannot time this call.
     """
     warmup_calls, call_ns = _warm_up(call, budget, device)
-    least = math.ceil(share * budget.min_samples)
+    least = max(min(FEWEST, budget.min_samples), math.ceil(share * budget.min_samples))
     bounds = Bounds(
         least=least,
         most=max(least, math.ceil(share * budget.max_samples)),

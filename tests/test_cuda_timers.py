@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -124,32 +124,57 @@ def test_what_events_cannot_resolve_is_said_and_not_recorded(device: Device, tim
             device.measure(timer, loops=1)
 
 
+class Thermometer:
+    """Says of each block in turn whether the device throttled; of those after the last that it did not."""
+
+    def __init__(self, *answers: bool) -> None:
+        self.answers, self.log = iter(answers), list[str]()
+
+    def restart(self) -> None:
+        self.log.append("restart")
+
+    def throttled(self) -> bool:
+        self.log.append("asked")
+        return next(self.answers, False)
+
+    def keep(self) -> None:
+        self.log.append("kept")
+
+
 def test_throttled_samples_are_taken_again_and_after_five_blocks_kept(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     budget = Budget(measure_s=60, warmup_s=0.0, min_samples=30, max_samples=30, ci=1e-9)
-
-    def measured(answers: Iterator[bool]) -> Timing:
-        return device.measure("hot", budget, monitor=SimpleNamespace(throttled=lambda: next(answers)))
-
-    # Asked before the first block, after each one, and after each pause, which counts for no block.
-    once = measured(iter([True, False, True, True, False, False]))
-    assert (len(once.samples_ns), once.discarded, pauses) == (30, 10, [0.05])
+    once, always = Thermometer(True), Thermometer(*[True] * 100)
+    timing = device.measure("hot", budget, monitor=once)
+    assert (len(timing.samples_ns), timing.discarded, pauses) == (30, 10, [0.05])
+    assert once.log == ["restart", "asked", "restart", "asked", "asked", "asked"]
     pauses.clear()
-    always = measured(iter(lambda: True, False))
-    assert (len(always.samples_ns), always.discarded) == (30, 50)
+    timing = device.measure("hot", budget, monitor=always)
+    assert (len(timing.samples_ns), timing.discarded) == (30, 50)
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.5]
+    assert always.log[-6:] == ["asked", "kept"] * 3
 
 
 def test_a_throttled_block_does_not_use_up_the_budget(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "PAUSE_S", 0.02)
-    answers = iter([False, True, False])
-    budget = Budget(measure_s=0.01, warmup_s=0.0, min_samples=6, max_samples=20, ci=1e-9)
-    monitor = SimpleNamespace(throttled=lambda: next(answers, False))
-    timing = device.measure("hot", budget, monitor=monitor)
-    assert (timing.discarded, len(timing.samples_ns), timing.stop) == (10, 20, "samples")
+    monkeypatch.setattr(Device, "call", lambda device: setattr(device, "us", 100 + device.us % 7))  # never precise
+    clock = itertools.count(0, 1_000_000)  # every look at it is a millisecond later
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: next(clock))
+    budget = Budget(measure_s=0.03, warmup_s=0.0, min_samples=6, max_samples=1000, ci=1e-9)
+    calm, hot = (device.measure("hot", budget, monitor=Thermometer(*answers)) for answers in ((), (True, True)))
+    assert (calm.stop, hot.stop, hot.discarded) == ("budget", "budget", 20)
+    assert abs(len(hot.samples_ns) - len(calm.samples_ns)) <= 3
+
+
+def test_what_an_interruption_leaves_is_kept_throttled_or_not(device: Device) -> None:
+    asked = iter([False, False, True])
+    monitor = Thermometer(True)
+    timing = time.measure(device.call, BUDGET, CUDA, lambda: next(asked), timer="hot", monitor=monitor)
+    assert (timing.stop, len(timing.samples_ns), timing.discarded) == ("interrupted", 3, 0)
+    assert monitor.log == ["restart", "asked", "kept"]
 
 
 def test_after_its_inputs_have_changed_a_graph_replays_once_untimed(device: Device) -> None:

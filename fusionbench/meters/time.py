@@ -36,11 +36,17 @@ PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.5  # for a device to cool down, doubled every
 
 
 class Monitor(Protocol):
-    """Who watches a device while it is timed."""
+    """Who watches a device while it is timed, block by block (meters.device has the one of NVML)."""
+
+    def restart(self) -> None:
+        """What was until now belongs to no block."""
 
     def throttled(self) -> bool:
-        """Whether the device throttled at any time since this was asked last."""
+        """Whether the device throttled at any time in the block that is over."""
         ...
+
+    def keep(self) -> None:
+        """The block is kept, throttled as it was."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ def _take(
     kept = discarded = retries = 0  # kept: samples of the blocks that are over
     next_look = max(bounds.least, BLOCKS)
     if monitor is not None:
-        monitor.throttled()  # what was before is no matter
+        monitor.restart()
     start = begun = perf_counter_ns()
     while True:
         taken += sampler.take(max(1, min(sampler.batch, bounds.most - len(taken))))
@@ -168,19 +174,21 @@ def _take(
             # Looking after every sample would stop on luck; a look at every further quarter keeps the looks few.
             next_look = len(taken) + max(len(taken) // 4, 5)
         if interrupted():
-            return taken, "interrupted", discarded
+            stop = "interrupted"
         if stop is None and len(taken) - kept < BLOCK:
             continue
-        if monitor is not None and monitor.throttled() and retries < RETRIES:
-            discarded, retries = discarded + len(taken) - kept, retries + 1
-            del taken[kept:]
-            sleep(min(PAUSE_S * 2 ** (retries - 1), LONGEST_PAUSE_S))
-            sampler.settle()
-            monitor.throttled()
-            start += perf_counter_ns() - begun  # throttling must not use up the budget
-        elif stop is not None:
+        if monitor is not None and monitor.throttled():
+            if retries < RETRIES and stop != "interrupted":
+                discarded, retries = discarded + len(taken) - kept, retries + 1
+                del taken[kept:]
+                _cool_down(retries, sampler, monitor)
+                start += perf_counter_ns() - begun  # throttling must not use up the budget
+                begun = perf_counter_ns()
+                continue
+            monitor.keep()
+        if stop is not None:
             return taken, stop, discarded
-        elif turn is not None:
+        if turn is not None:
             turn()
             sampler.settle()
         kept, begun = len(taken), perf_counter_ns()
@@ -190,6 +198,12 @@ def _on_core(taken: list[Sample]) -> list[int]:
     """The samples without the time that the one thread waited for a core; of several threads some went on."""
     alone = torch.get_num_threads() == 1
     return [max(ns - (waited or 0), 1) if alone else ns for ns, waited in taken]
+
+
+def _cool_down(retries: int, sampler: Sampler, monitor: Monitor) -> None:
+    sleep(min(PAUSE_S * 2 ** (retries - 1), LONGEST_PAUSE_S))
+    sampler.settle()
+    monitor.restart()
 
 
 def _reason(taken: list[Sample], bounds: Bounds, spent_ns: int, look: bool) -> Stop | None:

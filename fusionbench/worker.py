@@ -16,7 +16,7 @@ from types import FrameType
 import msgspec
 import torch
 
-from . import backends, registry
+from . import backends, honesty, registry, settings
 from .meters import flops, memory, time
 from .record import Record, Status, encode_record
 from .spec import Budget, Case, Job
@@ -93,25 +93,34 @@ def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> 
         return Record(job=job, status="skipped", reason=reason or "")
     device = _set_up(job.case, budget)
     torch.compiler.reset()  # a worker that serves many shapes would stop compiling at the ninth (recompile_limit)
-    with torch.set_grad_enabled(job.case.training), backend.context():
+    with torch.set_grad_enabled(job.case.training), backend.context(), settings.kept() as kept:
         with phases.enter("build"):
             subject = build(job, impl, backend, budget.seed)
         with phases.enter("first call"):
             first_call_ns = time.first_call(subject.call, device)
+        with phases.enter("honesty"):
+            problem, notes = honesty.before(job, subject)
+        if (problem := kept.changed() or problem) is not None:
+            return Record(job=job, status="wrong", reason=problem, phase="honesty")
         with phases.enter("accuracy"):
             errors, problem = check(job, subject, budget)
         if problem is not None:
             return Record(job=job, status="wrong", reason=problem, phase="accuracy", accuracy=errors)
         with phases.enter("time"):
             timing = time.measure(subject.call, budget, device, lambda: interrupt.asked, first_call_ns)
+        with phases.enter("recheck"):
+            problem = kept.changed() or honesty.after(job, subject, budget)
+        if problem is not None:
+            return Record(job=job, status="wrong", reason=problem, phase="recheck", accuracy=errors)
         with phases.enter("memory"):
-            used, kernels = memory.measure(subject.call, device, subject.resting_bytes)
+            used, kernels, leak = memory.measure(subject.call, device, subject.resting_bytes)
         if backend.compiles and "Torch-Compiled" not in kernels:
             raise RuntimeError(f"backend '{backend.name}' ran without compiling")
         if backend.impl.startswith("triton") and not any(name.startswith("triton:") for name in kernels):
             return Record(job=job, status="skipped", reason="fusionbench_kernels has no kernel for this device")
         with phases.enter("flops"):
             counted = None if backend.compiles else flops.count_flops(subject.call).flops
+        notes += leak + kept.notes()
     costs = closed_form(job, impl, counted)
     # int8 products are padded to the sizes that the hardware takes, and counted so.
     differs = counted is not None and counted != costs.flops and job.case.dtype != "int8"
@@ -124,7 +133,7 @@ def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> 
         accuracy=errors,
         costs=costs,
         kernels=kernels,
-        notes=(note,) if differs else (),
+        notes=notes + ((note,) if differs else ()),
     )
 
 

@@ -18,8 +18,9 @@ LAYERS = (
     ("shard", "store", "compare", "environment", "ledger", "rounds", "fitness", "device_lock", "roofline"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
-    ("footprint", "matching", "plan", "meters", "subject", "verify"),
-    ("worker", "schedule", "runner", "engines"),
+    ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
+    ("measuring", "schedule"),
+    ("worker", "runner", "engines"),
     ("report", "export", "launch", "inspection", "claims"),
     ("terminal", "progress", "present", "findings"),
     ("session", "cli", "__main__"),
@@ -46,6 +47,8 @@ SAME_ROOM = {
     ("matching", "plan"),
     ("subject", "verify"),
     ("meters", "verify"),
+    ("subject", "honesty"),
+    ("verify", "honesty"),
     ("report", "export"),
     ("terminal", "present"),
     ("progress", "findings"),
@@ -53,7 +56,6 @@ SAME_ROOM = {
     ("cli", "__main__"),
     ("errors", "spec"),
     ("rounds", "store"),
-    ("schedule", "runner"),
     ("record", "disk"),
 }
 HEAVY = {"torch", "pandas", "plotly", "scipy", "rich", "jinja2", "pyarrow"}

@@ -17,10 +17,11 @@ from .errors import FusionbenchError, printable
 if TYPE_CHECKING:
     from .store import Run
 
-SOME_FAILED, NOTHING, DAMAGED, INTERRUPTED = 3, 5, 6, 130  # exit codes, see EPILOG
+SOME_FAILED, UNFIT, NOTHING, DAMAGED, INTERRUPTED = 3, 4, 5, 6, 130  # exit codes, see EPILOG
 
 EPILOG = (
-    "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 5 nothing to measure or show, "
+    "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine is unfit (doctor "
+    "--strict), 5 nothing to measure or show, "
     "6 results damaged, 130 interrupted (partial results are saved), 143 terminated (the same)."
 )
 
@@ -382,6 +383,36 @@ def inspect(
         typer.echo(str(json))
     if any(profile.error for profile in found):
         raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def doctor(
+    device: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DEVICE", help="cuda or cuda:N to examine beside the CPU, cpu for no other; may be "
+                     "repeated. Without it the first GPU."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 4 when a check failed; warnings alone still exit with 0.")
+    ] = False,
+    as_json: AsJson = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter probes: 3 instead of 7 seconds.")] = False,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Is this machine fit to measure? Timer, noise, contention, clocks, versions, disk; each with its remedy."""
+    from . import doctor as doctors
+
+    checks = doctors.examine(device or (), results, quick=quick)
+    if as_json:
+        found = list(checks)
+        _print_json({"fit": all(check.status != "fail" for check in found), "checks": _builtins(found)})
+    else:
+        from . import diagnosis
+        from .terminal import console
+
+        found = diagnosis.tell(checks, console())
+    if strict and any(check.status == "fail" for check in found):
+        raise typer.Exit(UNFIT)
 
 
 def _leave_if_damaged(found: Run) -> None:

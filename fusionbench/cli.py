@@ -415,6 +415,53 @@ def doctor(
         raise typer.Exit(UNFIT)
 
 
+@app.command()
+def profile(
+    suite: SuiteArgument,
+    job: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The job to profile; not needed where there is only one.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The trace (.json.gz); without it in results/profiles."),
+    ] = None,
+    calls: Annotated[int, typer.Option(min=1, max=10_000, help="How many calls to profile.")] = 20,
+    shapes: Annotated[bool, typer.Option("--shapes", help="A row for each op and shapes of its arguments.")] = False,
+    proton: Annotated[
+        Path | None, typer.Option(metavar="FILE.hatchet", help="Profile with Triton's Proton, too (needs a GPU).")
+    ] = None,
+    only: Only = None,
+    scale: Scale = None,
+    plugin: Plugin = None,
+) -> None:
+    """Where the time of one job goes: a table op by op, and a trace for Perfetto."""
+    from . import profiling
+    from .terminal import console, note
+
+    request = profiling.Request(
+        suite=suite,
+        only=_only(only, scale),
+        plugins=tuple(str(path) for path in plugin or []),
+        job=job,
+        calls=calls,
+        shapes=shapes,
+        output=str(output) if output else None,
+        proton=str(proton) if proton else None,
+    )
+    log = console(stderr=True)
+    try:
+        with log.status("profiling"):  # nothing where stderr is no terminal
+            found = profiling.run(request)
+    except profiling.SeveralJobsError as error:
+        for line in (f"fusionbench: {error}, for example", *(f"    {key}" for key in error.keys)):
+            note(log, line)
+        raise typer.Exit(error.exit_code) from None
+    from . import breakdown
+
+    out = console()
+    out.print(breakdown.show(found, out.width), crop=False)
+
+
 def _leave_if_damaged(found: Run) -> None:
     if found.damaged:
         raise typer.Exit(DAMAGED)

@@ -20,8 +20,8 @@ LAYERS = (
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify"),
     ("worker", "runner", "engines"),
-    ("report", "export", "launch", "inspection", "claims"),
-    ("terminal", "progress", "present", "findings"),
+    ("report", "export", "launch", "inspection", "claims", "doctor", "profiling"),
+    ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),
     ("session", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -111,7 +111,7 @@ def judged_flush(cold_ms: float, hot_ms: float, size: int) -> Check:
     """The verdict on the same kernel with and without its inputs in the cache."""
     name, ratio = "flush", cold_ms / hot_ms
     rates = [2 * size / ms / 1e6 for ms in (hot_ms, cold_ms)]
-    found = f"hot {rates[0]:,.0f} GB/s, flushed {rates[1]:,.0f} GB/s: {ratio:.2f} × slower from cold"
+    found = f"hot {rates[0]:,.0f} GB/s, flushed {rates[1]:,.0f} GB/s: {ratio:.2f}× slower from cold"
     if ratio < COLD:
         remedy = "the flush leaves inputs in the cache, or the device is shared: read cold timings as hot ones"
         return Check(name=name, status="warn", found=found, value=ratio, unit="×", remedy=remedy)

@@ -104,8 +104,8 @@ def proportion(seconds: float, work: Callable[[int], Call] | None = None) -> Che
 def proportional(ratios: dict[int, float], unit_us: float) -> Check:
     """The verdict on {times the work: times the time}."""
     off = max(abs(ratio / times - 1) for times, ratio in ratios.items())
-    told = ", ".join(f"{times} × the work {ratio:.2f} ×" for times, ratio in ratios.items())
-    found = f"{told} the time ({unit_us:.0f} µs)"
+    told = ", ".join(f"{times}× the work {ratio:.2f}×" for times, ratio in ratios.items())
+    found = f"{told} the time of {unit_us:.0f} µs"
     remedy = f"clocks change while samples are taken, or others compute: {QUIET}"
     return graded("proportion", found, 100 * off, "%", (100 * PROPORTION[0], 100 * PROPORTION[1]), remedy)
 

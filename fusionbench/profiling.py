@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gzip
+import importlib
 import itertools
 import json
 import multiprocessing
@@ -56,6 +57,7 @@ class Request(Struct, frozen=True, kw_only=True):
     shapes: bool = False
     output: str | None = None
     proton: str | None = None
+    meter: Literal["torch", "proton"] = "torch"
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -119,8 +121,14 @@ def run(request: Request) -> Profile:
     for path in (request.output, request.proton):
         if path is not None:
             _refuse_existing(Path(path))
-    with tempfile.NamedTemporaryFile(prefix="fusionbench-profile-") as log:
-        found = _asked(request, Path(log.name), limit_s)
+    found = _profile_of(_asked(request, limit_s))
+    if request.proton:  # in a process of its own: Kineto and Proton do not share CUPTI, which each wants for itself
+        second = msgspec.structs.replace(request, job=found.job, meter="proton")
+        return msgspec.structs.replace(found, proton=_profile_of(_asked(second, limit_s)).proton)
+    return found
+
+
+def _profile_of(found: Answer) -> Profile:
     if found.profile is not None:
         return found.profile
     failure = found.failure or Failure(reason="the job's process sent an empty answer", usage=False)
@@ -129,8 +137,14 @@ def run(request: Request) -> Profile:
     raise FusionbenchError(failure.reason) if failure.usage else JobFailedError(failure.reason)
 
 
-def _asked(request: Request, log: Path, limit_s: float) -> Answer:
-    """The answer of a fresh process, whose output goes to ``log``; none outlives this call."""
+def _asked(request: Request, limit_s: float) -> Answer:
+    """The answer of a fresh process, which does not outlive this call."""
+    with tempfile.NamedTemporaryFile(prefix="fusionbench-profile-") as log:
+        return _answer_of(request, Path(log.name), limit_s)
+
+
+def _answer_of(request: Request, log: Path, limit_s: float) -> Answer:
+    """The same, with what the process prints in ``log``."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_enter, args=(theirs, str(log), request, os.getpid()), daemon=True)
@@ -220,7 +234,7 @@ def _profile(request: Request) -> Profile:
     chosen = suite.read(request.suite)
     import torch
 
-    from . import backends, registry, worker
+    from . import registry, worker
     from .subject import build, resolve
 
     for plugin in request.plugins:
@@ -228,6 +242,8 @@ def _profile(request: Request) -> Profile:
     job = one_job(suite.narrow(chosen, request.only), request.job)
     if request.proton and job.case.device == "cpu":
         raise FusionbenchError("proton needs a CUDA device: it sees what Triton launches (leave --proton away)")
+    if request.proton and request.meter == "proton":
+        return _with_proton(job, shortest(chosen.budget), request.calls, Path(request.proton))
     trace = Path(request.output) if request.output else _folder(request) / f"{safe_name(job.key)}.json.gz"
     _refuse_existing(trace)
     # The worker's own way through the job, with the fewest samples, says whether it is right, and sets up torch.
@@ -238,11 +254,28 @@ def _profile(request: Request) -> Profile:
         raise JobFailedError(f"job '{job.key}' is {record.status}{where}: {record.reason}")
     backend, impl, _ = resolve(job)
     with torch.set_grad_enabled(job.case.training), backend.context():
-        subject = build(job, impl or "", backends.get(job.backend), budget.seed)
-        profile = profiled(job, subject, request.calls, trace, shapes=request.shapes)
-        if request.proton:
-            profile = msgspec.structs.replace(profile, proton=proton(subject.call, request.calls, Path(request.proton)))
-    return profile
+        subject = build(job, impl or "", backend, budget.seed)
+        return profiled(job, subject, request.calls, trace, shapes=request.shapes)
+
+
+def _with_proton(job: Job, budget: Budget, calls: int, path: Path) -> Profile:
+    """An otherwise empty profile with Proton's file; the job was found to be right before."""
+    import torch
+
+    from . import worker
+    from .subject import build, resolve
+
+    worker._set_up(job.case, budget)
+    backend, impl, _ = resolve(job)
+    with torch.set_grad_enabled(job.case.training), backend.context():
+        subject = build(job, impl or "", backend, budget.seed)
+        for _ in range(3):  # compilation is no part of the profile
+            subject.call()
+        written = proton(subject.call, calls, path)
+    return Profile(
+        job=job.key, device=job.case.device, calls=calls, plain_ns=0, profiled_ns=0, rows=(), trace="", events=0,
+        proton=written,
+    )  # fmt: skip
 
 
 def shortest(budget: Budget) -> Budget:
@@ -416,18 +449,18 @@ def check_trace(path: Path) -> int:
 def proton(call: Callable[[], object], calls: int, path: Path) -> str:
     """Profile ``call`` with Triton's own profiler into ``path`` (.hatchet); returns the path. Needs a CUDA device."""
     try:
-        import triton.profiler
+        profiler = importlib.import_module("triton.profiler")
     except ImportError as error:
         raise FusionbenchError(f"proton is not in this triton: {printable(str(error))}") from error
     import torch
 
     _refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    session = triton.profiler.start(str(path.with_suffix("")), hook="triton")  # it adds the suffix itself
+    session = profiler.start(str(path.with_suffix("")), hook="triton")  # it adds the suffix itself
     try:
         for _ in range(calls):
             call()
         torch.cuda.synchronize()
     finally:
-        triton.profiler.finalize(session, output_format="hatchet")
+        profiler.finalize(session, output_format="hatchet")
     return str(path)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -151,6 +152,38 @@ def test_proton_writes_where_it_was_told(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "deep" / "p.hatchet"
     assert profiling.proton(lambda: said.append("call"), 2, path) == str(path)
     assert said == [(str(path.with_suffix("")), "triton"), "call", "call", "waited", (7, "hatchet")]
+
+
+def test_proton_has_a_process_of_its_own(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str | None, str]] = []
+
+    def answer(request: Request, limit_s: float) -> profiling.Answer:
+        asked.append((request.job, request.meter))
+        written = "p.hatchet" if request.meter == "proton" else ""
+        rows = () if written else (row("gemm", 5, "device"),)
+        return profiling.Answer(profile=Profile(
+            job="a/job", device="cuda", calls=1, plain_ns=1, profiled_ns=2, rows=rows, trace="t", events=1, proton=written
+        ))  # fmt: skip
+
+    monkeypatch.setattr(profiling, "_asked", answer)
+    found = profiling.run(Request(suite=tiny, proton="p.hatchet"))
+    assert asked == [(None, "torch"), ("a/job", "proton")]
+    assert (found.proton, len(found.rows)) == ("p.hatchet", 1)
+
+
+def test_protons_pass_runs_the_job_and_its_calls(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def record(call: Callable[[], object], count: int, path: Path) -> str:
+        call()
+        calls.append(count)
+        return str(path)
+
+    monkeypatch.setattr(profiling, "proton", record)
+    job = profiling.one_job(suite.narrow(suite.read(tiny), ONE), None)
+    budget = profiling.shortest(suite.read(tiny).budget)
+    assert profiling._with_proton(job, budget, 7, Path("p.hatchet")).proton == "p.hatchet"
+    assert calls == [7]
 
 
 class Average:

@@ -389,8 +389,10 @@ def inspect(
 def doctor(
     device: Annotated[
         list[str] | None,
-        typer.Option(metavar="DEVICE", help="cuda or cuda:N to examine beside the CPU, cpu for no other; may be "
-                     "repeated. Without it the first GPU."),
+        typer.Option(
+            metavar="DEVICE",
+            help="cuda or cuda:N to examine beside the CPU, cpu for no other; may be repeated. Without it the first GPU.",
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 4 when a check failed; warnings alone still exit with 0.")

@@ -20,7 +20,7 @@ from rich.console import Console
 from fusionbench import breakdown, profiling, suite
 from fusionbench.cli import main
 from fusionbench.errors import FusionbenchError
-from fusionbench.profiling import JobFailedError, Profile, Request, Row, SeveralJobsError
+from fusionbench.profiling import JobFailedError, Profile, Request, Row, SeveralJobsError, job, proton, request, tracing
 
 FAULTY = str(Path(__file__).with_name("faulty.py"))
 TINY = """
@@ -52,9 +52,9 @@ def only(**axes: str) -> dict[str, list[str]]:
 ONE = only(strategies="cross_attention", backends="sdpa")
 
 
-def answered(request: Request) -> Profile:
+def answered(asking: Request) -> Profile:
     """The profile as the process would send it, made here."""
-    found = profiling.answer(request)
+    found = job.answer(asking)
     assert found.profile is not None, found.failure
     return found.profile
 
@@ -64,14 +64,14 @@ def test_the_trace_has_the_op_that_ran_and_the_rows_add_up(tiny: str) -> None:
     events = json.loads(gzip.decompress(Path(profile.trace).read_bytes()))["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]
     assert len(spans) == profile.events
-    assert sum(span["name"] == profiling.CALL for span in spans) == 5
+    assert sum(span["name"] == tracing.CALL for span in spans) == 5
     assert any(span["name"] == "aten::scaled_dot_product_attention" and span["dur"] > 0 for span in spans)
-    assert Path(profile.trace).parent == profiling.FOLDER
+    assert Path(profile.trace).parent == request.FOLDER
     names = {row.name: row for row in profile.of("host")}
     assert names["aten::scaled_dot_product_attention"].calls == 5
     # Self times of all rows are the time of all spans: nothing is counted twice, nothing is left out. A span's
     # duration in the trace is rounded to ns.
-    whole_us = sum(span["dur"] for span in spans if span["name"] == profiling.CALL)
+    whole_us = sum(span["dur"] for span in spans if span["name"] == tracing.CALL)
     assert sum(row.self_ns for row in profile.rows) == pytest.approx(1e3 * whole_us, rel=0.01)
     assert profile.of("device") == []
 
@@ -92,15 +92,15 @@ def test_a_profile_overwrites_nothing(tiny: str) -> None:
 
 def test_a_wrong_key_is_answered_with_the_nearest(tiny: str) -> None:
     chosen = suite.read(tiny)
-    key = profiling.one_job(suite.narrow(chosen, ONE), None).key
+    key = job.one_job(suite.narrow(chosen, ONE), None).key
     with pytest.raises(FusionbenchError, match="did you mean '") as caught:
-        profiling.one_job(chosen, key.replace("sdpa", "sdpaa"))
+        job.one_job(chosen, key.replace("sdpa", "sdpaa"))
     assert key in str(caught.value)
 
 
 def test_without_a_key_the_jobs_to_choose_from_are_named(tiny: str) -> None:
     with pytest.raises(SeveralJobsError, match=r"'tiny' has 4 jobs; choose one with --job KEY") as caught:
-        profiling.one_job(suite.read(tiny), None)
+        job.one_job(suite.read(tiny), None)
     assert len(caught.value.keys) == 4
     assert caught.value.exit_code == 2
 
@@ -117,7 +117,7 @@ def test_what_does_not_run_is_one_line_and_leaves_no_trace(tiny: str, strategy: 
     text = TINY.replace('["cross_attention", "concat_attention"]', f'["{strategy}"]')
     text = text.replace("text_width = [8]", "text_width = [16]")  # the faulty ones have no projectors
     Path(tiny).write_text(text.replace('["eager", "sdpa", "triton"]', f'["{backend}"]'))
-    found = profiling.answer(Request(suite=tiny, plugins=(FAULTY,), output="t.json.gz"))
+    found = job.answer(Request(suite=tiny, plugins=(FAULTY,), output="t.json.gz"))
     assert found.failure is not None
     assert reason in found.failure.reason
     assert "\n" not in found.failure.reason
@@ -126,13 +126,13 @@ def test_what_does_not_run_is_one_line_and_leaves_no_trace(tiny: str, strategy: 
 
 
 def test_a_skipped_job_says_why(tiny: str) -> None:
-    key = profiling.one_job(suite.narrow(suite.read(tiny), ONE), None).key.replace("/sdpa/", "/triton/")
+    key = job.one_job(suite.narrow(suite.read(tiny), ONE), None).key.replace("/sdpa/", "/triton/")
     with pytest.raises(JobFailedError, match="is skipped: Triton kernels need a GPU"):
-        profiling.one_job(suite.read(tiny), key)
+        job.one_job(suite.read(tiny), key)
 
 
 def test_proton_is_refused_without_a_gpu(tiny: str) -> None:
-    found = profiling.answer(Request(suite=tiny, only=ONE, proton="p.hatchet"))
+    found = job.answer(Request(suite=tiny, only=ONE, proton="p.hatchet"))
     assert found.failure is not None
     assert found.failure.reason.startswith("proton needs a CUDA device")
 
@@ -150,18 +150,18 @@ def test_proton_writes_where_it_was_told(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(triton.profiler, "finalize", finalize)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: said.append("waited"))
     path = tmp_path / "deep" / "p.hatchet"
-    assert profiling.proton(lambda: said.append("call"), 2, path) == str(path)
+    assert proton.proton(lambda: said.append("call"), 2, path) == str(path)
     assert said == [(str(path.with_suffix("")), "triton"), "call", "call", "waited", (7, "hatchet")]
 
 
 def test_proton_has_a_process_of_its_own(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str | None, str]] = []
 
-    def answer(request: Request, limit_s: float) -> profiling.Answer:
-        asked.append((request.job, request.meter))
-        written = "p.hatchet" if request.meter == "proton" else ""
+    def answer(asking: Request, limit_s: float) -> request.Answer:
+        asked.append((asking.job, asking.meter))
+        written = "p.hatchet" if asking.meter == "proton" else ""
         rows = () if written else (row("gemm", 5, "device"),)
-        return profiling.Answer(profile=Profile(
+        return request.Answer(profile=Profile(
             job="a/job", device="cuda", calls=1, plain_ns=1, profiled_ns=2, rows=rows, trace="t", events=1, proton=written
         ))  # fmt: skip
 
@@ -179,10 +179,10 @@ def test_protons_pass_runs_the_job_and_its_calls(tiny: str, monkeypatch: pytest.
         calls.append(count)
         return str(path)
 
-    monkeypatch.setattr(profiling, "proton", record)
-    job = profiling.one_job(suite.narrow(suite.read(tiny), ONE), None)
-    budget = profiling.shortest(suite.read(tiny).budget)
-    assert profiling._with_proton(job, budget, 7, Path("p.hatchet")).proton == "p.hatchet"
+    monkeypatch.setattr(job, "proton", record)
+    found = job.one_job(suite.narrow(suite.read(tiny), ONE), None)
+    budget = job.shortest(suite.read(tiny).budget)
+    assert job._with_proton(found, budget, 7, Path("p.hatchet")).proton == "p.hatchet"
     assert calls == [7]
 
 
@@ -200,14 +200,14 @@ def test_a_kernels_time_is_counted_once_and_our_span_is_no_kernel() -> None:
     averages = [
         Average("aten::mm", "CPU", 10, 90),  # its kernel's time, too
         Average("gemm_kernel", "CUDA", 0, 90),
-        Average(profiling.CALL, "CPU", 5, 0),
-        Average(profiling.CALL, "CUDA", 0, 120),
+        Average(tracing.CALL, "CPU", 5, 0),
+        Average(tracing.CALL, "CUDA", 0, 120),
     ]
-    rows = list(profiling._rows(averages, shapes=True))
+    rows = list(tracing._rows(averages, shapes=True))
     assert [(row.name, row.place, row.self_ns) for row in rows] == [
         ("aten::mm", "host", 10_000),
         ("gemm_kernel", "device", 90_000),
-        (profiling.PYTHON, "host", 5_000),
+        (tracing.PYTHON, "host", 5_000),
     ]
     assert rows[0].shapes == "2×4, 4"
     assert rows[2].shapes == ""
@@ -226,7 +226,7 @@ def test_a_kernels_time_is_counted_once_and_our_span_is_no_kernel() -> None:
 )
 def test_what_is_no_trace_is_refused_and_removed(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(FusionbenchError, match="the profiler wrote"):
-        profiling.write_trace(lambda path: Path(path).write_bytes(content), tmp_path / "t.json.gz")
+        tracing.write_trace(lambda path: Path(path).write_bytes(content), tmp_path / "t.json.gz")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -261,9 +261,9 @@ def test_the_table_fits_and_its_shares_add_up(width: int) -> None:
 
 
 def test_names_of_files_are_safe() -> None:
-    assert profiling.safe_name("late:vote/sdpa/../x y/$(rm)") == "late_vote_sdpa_.._x_y_rm"
-    assert "/" not in profiling.safe_name("a/" * 500)
-    assert len(profiling.safe_name("a" * 500)) == 150
+    assert request.safe_name("late:vote/sdpa/../x y/$(rm)") == "late_vote_sdpa_.._x_y_rm"
+    assert "/" not in request.safe_name("a/" * 500)
+    assert len(request.safe_name("a" * 500)) == 150
 
 
 def test_the_verb_prints_the_table_and_keeps_the_profilers_own_words_away(
@@ -277,7 +277,7 @@ def test_the_verb_prints_the_table_and_keeps_the_profilers_own_words_away(
     assert "3 calls on cpu" in out
     assert "USDT" not in out + err
     assert err == ""
-    assert len(list(profiling.FOLDER.iterdir())) == 1
+    assert len(list(request.FOLDER.iterdir())) == 1
 
 
 def main_exits(code: int) -> None:

@@ -197,8 +197,13 @@ def run(
     timeout_s: Annotated[float | None, typer.Option(help="Seconds after which a job is killed.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a job.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and inputs.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Processes that share a job's sampling time; from 6 on its interval is theirs.")
+    ] = None,
+    order_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the order of jobs; else a new one.")] = None,
     timer: Annotated[
-        Literal["cold", "hot", "graph", "kernel", "host"] | None, typer.Option(help="What is timed on CUDA: a call, or its graph's replay.")
+        Literal["cold", "hot", "graph", "kernel", "host"] | None,
+        typer.Option(help="What is timed on CUDA: a call, or its graph's replay."),
     ] = None,
     report: WithReport = False,
     quiet: Quiet = False,
@@ -211,8 +216,9 @@ def run(
     from .spec import replace_budget
 
     budget = replace_budget(
-        chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, timers=[timer] if timer else None
-    )
+        chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, rounds=rounds,
+        timers=[timer] if timer else None,
+    )  # fmt: skip
     from .engines import local
 
     local.start_server()
@@ -230,6 +236,7 @@ def run(
         plugins=[str(path) for path in plugin or []],
         fresh=fresh,
         retry_failed=retry_failed,
+        order_seed=order_seed,
         command=sys.argv,
         warn=lambda problem: terminal.note(out, problem),
     )
@@ -391,7 +398,7 @@ def doctor(
         list[str] | None,
         typer.Option(
             metavar="DEVICE",
-            help="cuda or cuda:N to examine beside the CPU, cpu for no other; may be repeated. Without it the first GPU.",
+            help="cuda or cuda:N to examine beside the CPU, cpu for no other; repeatable. Without it the first GPU.",
         ),
     ] = None,
     strict: Annotated[

@@ -99,12 +99,12 @@ def compute_dtype(case: Case) -> torch.dtype:
     return _TORCH_DTYPES[case.dtype]
 
 
-def build(job: Job, impl: str, backend: Backend, seed: int) -> Subject:
-    """The prepared module with random weights and inputs, all of them determined by ``seed``."""
+def build(job: Job, impl: str, backend: Backend, seed: int, inputs_seed: int | None = None) -> Subject:
+    """The prepared module with random weights, determined by ``seed``, and inputs, by ``inputs_seed`` (or ``seed``)."""
     strategy, case, dtype = registry.get(job.strategy), job.case, compute_dtype(job.case)
     torch.manual_seed(seed)
     module = strategy.module(case, impl).to(device=case.device, dtype=dtype)
-    inputs = make_inputs(strategy, case, seed, dtype, torch.device(case.device))
+    inputs = make_inputs(strategy, case, seed if inputs_seed is None else inputs_seed, dtype, torch.device(case.device))
     prepared = backend.prepare(module.train(case.training))
     return Subject(prepared, inputs, case.training, adamw(prepared, case) if case.mode == "step" else None)
 

@@ -16,18 +16,18 @@ from types import FrameType
 import msgspec
 import torch
 
-from . import backends, registry
+from . import backends, registry, rounds
 from .meters import flops, memory, time
-from .record import Record, Status, encode_record
-from .spec import Budget, Case, Job
-from .subject import build, closed_form, resolve
+from .record import Record, Status, Timing, encode_record
+from .spec import Budget, Case, Job, Visit
+from .subject import Subject, build, closed_form, resolve
 from .verify import ReferenceFailed, check
 
 
 class Request(msgspec.Struct, frozen=True):
     """What the runner sends."""
 
-    job: Job
+    visit: Visit
     budget: Budget
 
 
@@ -66,14 +66,16 @@ def serve(pipe: Connection, plugins: Sequence[str] = ()) -> None:
             request = msgspec.json.decode(pipe.recv_bytes(), type=Request)
         except EOFError:
             return
-        pipe.send_bytes(encode_record(measure(request.job, request.budget, interrupt)))
+        pipe.send_bytes(encode_record(measure(request.visit, request.budget, interrupt)))
 
 
-def measure(job: Job, budget: Budget, interrupt: Interrupt | None = None) -> Record:
-    """Run one job and return its record; a failure of the job is a record, not an exception."""
+def measure(visit: Visit | Job, budget: Budget, interrupt: Interrupt | None = None) -> Record:
+    """Visit a job and return the record of this round; a failure of the job is a record, not an exception."""
+    visit = visit if isinstance(visit, Visit) else Visit(job=visit)
+    job = visit.job
     phases, started, start = Phases(), datetime.now(UTC), perf_counter()
     try:
-        found = _measure(job, budget, phases, interrupt or Interrupt())
+        found = _measure(visit, budget, phases, interrupt or Interrupt())
     except Exception as error:
         traceback.print_exc()
         status, reason = _classify(error)
@@ -87,7 +89,8 @@ def measure(job: Job, budget: Budget, interrupt: Interrupt | None = None) -> Rec
     )
 
 
-def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> Record:
+def _measure(visit: Visit, budget: Budget, phases: Phases, interrupt: Interrupt) -> Record:
+    job = visit.job
     backend, impl, reason = resolve(job)
     if impl is None or reason is not None:
         return Record(job=job, status="skipped", reason=reason or "")
@@ -95,7 +98,7 @@ def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> 
     torch.compiler.reset()  # a worker that serves many shapes would stop compiling at the ninth (recompile_limit)
     with torch.set_grad_enabled(job.case.training), backend.context():
         with phases.enter("build"):
-            subject = build(job, impl, backend, budget.seed)
+            subject = build(job, impl, backend, budget.seed, budget.seed + visit.round)
         with phases.enter("first call"):
             first_call_ns = time.first_call(subject.call, device)
         with phases.enter("accuracy"):
@@ -103,7 +106,9 @@ def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> 
         if problem is not None:
             return Record(job=job, status="wrong", reason=problem, phase="accuracy", accuracy=errors)
         with phases.enter("time"):
-            timing = time.measure(subject.call, budget, device, lambda: interrupt.asked, first_call_ns)
+            timing = _time(visit, subject, rounds.share(budget, phases.seconds), device, interrupt, first_call_ns)
+        if visit.round > 0:
+            return Record(job=job, status="ok", time=timing, accuracy=errors)
         with phases.enter("memory"):
             used, kernels = memory.measure(subject.call, device, subject.resting_bytes)
         if backend.compiles and "Torch-Compiled" not in kernels:
@@ -126,6 +131,14 @@ def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> 
         kernels=kernels,
         notes=(note,) if differs else (),
     )
+
+
+def _time(
+    visit: Visit, subject: Subject, budget: Budget, device: torch.device, interrupt: Interrupt, first_call_ns: int
+) -> Timing:
+    """The samples of one round, between two looks at how fast this machine is just now."""
+    timing = time.measure(subject.call, budget, device, lambda: interrupt.asked, first_call_ns)
+    return msgspec.structs.replace(timing, rounds=(len(timing.samples_ns),), seeds=(budget.seed + visit.round,))
 
 
 def _set_up(case: Case, budget: Budget) -> torch.device:

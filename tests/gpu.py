@@ -202,7 +202,7 @@ class Lines:
     def started(self, job: object) -> None:
         pass
 
-    def finished(self, record: object) -> None:
+    def visited(self, visit: object, record: object, last: bool) -> None:
         from fusionbench.record import Record
         from fusionbench.stats import median
 

@@ -6,12 +6,11 @@ import io
 import itertools
 import json
 import math
-import os
 import statistics
 import sys
 import time
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fusionbench import diagnosis, doctor, environment
+from fusionbench import diagnosis, doctor, nvml
 from fusionbench.cli import main
 from fusionbench.doctor import cuda, gpu, machine, probes, software, storage
 from fusionbench.doctor.check import Check, graded, guarded, ok
@@ -466,8 +465,8 @@ def test_the_probes_run_against_a_device(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 HEALTHY = GpuFacts(
-    name="NVIDIA X", driver="600.1", persistence=True, sm_mhz=345, application_sm_mhz=1980, max_sm_mhz=1980,
-    throttle=0x1, power_limit_w=700.0, default_power_limit_w=700.0, temperature_c=40, foreign=0, ecc=True, mig=False,
+    name="NVIDIA X", driver="600.1", persistence=True, sm_mhz=345, expected_sm_mhz=1980, max_sm_mhz=1980,
+    throttling=(), power_limit_w=700.0, default_power_limit_w=700.0, temperature_c=40, foreign=0, ecc=True, mig=False,
     energy=True,
 )  # fmt: skip
 
@@ -488,9 +487,9 @@ def test_a_healthy_gpu_has_nothing_to_mend() -> None:
     ("facts", "name", "status", "command"),
     [
         (changed(persistence=False), "persistence", "warn", "sudo nvidia-smi -i 3 -pm 1"),
-        (changed(application_sm_mhz=1500), "clocks", "warn", "sudo nvidia-smi -i 3 -lgc 1500,1500"),
-        (changed(throttle=0x4), "throttling", "fail", "nvidia-smi -q -d PERFORMANCE"),
-        (changed(throttle=0x40), "throttling", "fail", "nvidia-smi -q -d PERFORMANCE"),
+        (changed(expected_sm_mhz=1500), "clocks", "warn", "sudo nvidia-smi -i 3 -lgc 1500,1500"),
+        (changed(throttling=("sw_power_cap",)), "throttling", "fail", "nvidia-smi -q -d PERFORMANCE"),
+        (changed(throttling=("hw_thermal_slowdown",)), "throttling", "fail", "nvidia-smi -q -d PERFORMANCE"),
         (changed(power_limit_w=400.0), "power", "warn", "sudo nvidia-smi -i 3 -pl 700"),
         (changed(temperature_c=85), "temperature", "warn", ""),
         (changed(foreign=2), "users", "fail", "nvidia-smi pmon -c 1"),
@@ -502,6 +501,11 @@ def test_each_fact_that_disturbs_has_its_remedy(facts: GpuFacts, name: str, stat
     assert check.remedy
 
 
+def test_commands_name_the_gpu_by_what_no_renumbering_changes() -> None:
+    found = by_name(gpu.checks(0, changed(persistence=False, uuid="GPU-12-ab")))
+    assert found["persistence"].command == "sudo nvidia-smi -i GPU-12-ab -pm 1"
+
+
 def test_a_gpu_that_says_nothing_and_no_nvml_at_all() -> None:
     assert statuses(gpu.checks(0, GpuFacts())) == {"device": "ok", "energy": "ok"}
     assert statuses(gpu.checks(0, None)) == {"NVML": "warn"}
@@ -510,36 +514,41 @@ def test_a_gpu_that_says_nothing_and_no_nvml_at_all() -> None:
 class FakeNvml:
     """An NVML that answers some questions and refuses the rest, as old drivers do."""
 
-    class NVMLError(Exception):
-        """A question this driver does not know."""
+    reasons = nvml.THROTTLING["sw_thermal_slowdown"]
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         answers: dict[str, object] = {
-            "nvmlDeviceGetHandleByIndex": "handle", "nvmlDeviceGetName": b"NVIDIA Y", "nvmlDeviceGetPersistenceMode": 0,
-            "nvmlDeviceGetCurrentClocksThrottleReasons": 0x20, "nvmlDeviceGetEnforcedPowerLimit": 300_000,
-            "nvmlDeviceGetEccMode": (1, 1),
-            "nvmlDeviceGetComputeRunningProcesses": [types.SimpleNamespace(pid=os.getpid()), types.SimpleNamespace(pid=1)],
+            "nvmlDeviceGetName": b"NVIDIA Y", "nvmlDeviceGetPersistenceMode": 0, "nvmlDeviceGetEccMode": (1, 1),
+            "nvmlDeviceGetCurrentClocksThrottleReasons": self.reasons, "nvmlDeviceGetEnforcedPowerLimit": 300_000,
         }  # fmt: skip
-        if not name.startswith("nvml"):
-            raise AttributeError(name)
+        return lambda *_: answers.get(name)
 
-        def refuse(*_: object) -> object:
-            raise self.NVMLError
 
-        return (lambda *_: answers[name]) if name in answers else refuse
+def asked(monkeypatch: pytest.MonkeyPatch, library: FakeNvml) -> GpuFacts:
+    @contextmanager
+    def session(device: str) -> Iterator[nvml.Gpu]:
+        yield nvml.Gpu(library, device, "handle", "board")
+
+    monkeypatch.setattr(nvml, "session", session)
+    monkeypatch.setattr(nvml, "_ask", lambda library, question, *about, device="": getattr(library, question)(*about))
+    found = gpu.facts("cuda:0")
+    assert found is not None
+    return found
 
 
 def test_the_facts_are_asked_of_nvml_and_a_refusal_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def nvml() -> Iterable[object]:  # type: ignore[misc]
-        yield FakeNvml()
+    found = asked(monkeypatch, FakeNvml())
+    assert (found.name, found.persistence, found.power_limit_w) == ("NVIDIA Y", False, 300.0)
+    assert found.throttling == ("sw_thermal_slowdown",)
+    assert (found.ecc, found.energy, found.temperature_c, found.foreign) == (True, False, None, None)
 
-    monkeypatch.setattr(environment, "_nvml", nvml)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = gpu.facts(0)
-    assert found is not None
-    assert (found.name, found.persistence, found.throttle, found.power_limit_w) == ("NVIDIA Y", False, 0x20, 300.0)
-    assert (found.foreign, found.ecc, found.energy, found.temperature_c) == (1, True, False, None)
+
+def test_an_idle_gpus_power_cap_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeNvml()
+    library.reasons = nvml.IDLE | nvml.THROTTLING["sw_power_cap"]
+    assert asked(monkeypatch, library).throttling == ()
+    library.reasons = nvml.IDLE | nvml.THROTTLING["hw_thermal_slowdown"]
+    assert asked(monkeypatch, library).throttling == ("hw_thermal_slowdown",)
 
 
 # ---- the whole ----

@@ -127,7 +127,7 @@ def _gpu(device: str, seconds: float) -> Iterator[Check]:
         yield Check(name="device", status="fail", found=told, remedy="see what the driver says", command="nvidia-smi")
         return
     number = int(device.partition(":")[2])
-    yield from gpu.checks(number, gpu.facts(number))
+    yield from gpu.checks(number, gpu.facts(device))
     yield from _probes(device, seconds)
 
 

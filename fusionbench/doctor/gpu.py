@@ -8,34 +8,24 @@ from typing import Any
 
 from msgspec import Struct
 
-from .. import environment
+from .. import fitness, nvml
 from .check import Check, Status, ok
 
+SM = 1  # NVML's number of that clock
 HOT_C = 80  # data-centre parts slow down between 83 and 90 °C
-# nvmlClocksEventReasons, by bit: the names of nvidia-smi, and whether they slow a kernel down.
-REASONS: dict[int, tuple[str, bool]] = {
-    0x1: ("idle", False),
-    0x2: ("application clocks", False),
-    0x4: ("power cap", True),
-    0x8: ("hardware slowdown", True),
-    0x10: ("sync boost", True),
-    0x20: ("thermal, by software", True),
-    0x40: ("thermal, by hardware", True),
-    0x80: ("power brake", True),
-    0x100: ("display clocks", False),
-}
 
 
 class GpuFacts(Struct, frozen=True, kw_only=True):
     """One GPU as NVML sees it; None where this driver or this kind of GPU does not say."""
 
     name: str = ""
+    uuid: str = ""
     driver: str = ""
     persistence: bool | None = None
     sm_mhz: int | None = None
-    application_sm_mhz: int | None = None
+    expected_sm_mhz: int | None = None  # under load: the application clock
     max_sm_mhz: int | None = None
-    throttle: int | None = None  # the bits of REASONS
+    throttling: tuple[str, ...] | None = None  # why the clocks are held down
     power_limit_w: float | None = None
     default_power_limit_w: float | None = None
     temperature_c: int | None = None
@@ -45,42 +35,47 @@ class GpuFacts(Struct, frozen=True, kw_only=True):
     energy: bool | None = None  # whether the total-energy counter answers
 
 
-def facts(index: int) -> GpuFacts | None:
-    """The GPU that CUDA calls ``index``; None without NVML or such a GPU. The only place here that asks NVML."""
-    with environment._nvml() as nvml:
-        handle = None if nvml is None else environment._visible(nvml, index)
-        return None if handle is None else _asked(nvml, handle)
+def facts(device: str) -> GpuFacts | None:
+    """The GPU that CUDA calls ``device``; None where NVML does not know it. The only place here that asks NVML."""
+    with nvml.session(device) as found:
+        return None if found is None else _asked(found)
 
 
-def _asked(nvml: Any, handle: Any) -> GpuFacts:
-    def ask(question: str, *about: Any) -> Any:
-        function = getattr(nvml, question, None)  # older bindings lack the newer questions
-        return None if function is None else environment._ask(nvml, function, *about)
-
+def _asked(found: nvml.Gpu) -> GpuFacts:
     def watts(question: str) -> float | None:
-        milliwatts = ask(question, handle)
+        milliwatts = found.ask(question, found.board)
         return None if milliwatts is None else milliwatts / 1000
 
-    sm = getattr(nvml, "NVML_CLOCK_SM", 1)
-    throttle = ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
-    if throttle is None:
-        throttle = ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+    state = found.state()
     return GpuFacts(
-        name=environment._text(ask("nvmlDeviceGetName", handle)),
-        driver=environment._text(ask("nvmlSystemGetDriverVersion")),
-        persistence=_flag(ask("nvmlDeviceGetPersistenceMode", handle)),
-        sm_mhz=ask("nvmlDeviceGetClockInfo", handle, sm),
-        application_sm_mhz=ask("nvmlDeviceGetApplicationsClock", handle, sm),
-        max_sm_mhz=ask("nvmlDeviceGetMaxClockInfo", handle, sm),
-        throttle=throttle,
+        name=_text(found.ask("nvmlDeviceGetName", found.handle)),
+        uuid=found.uuid() or "",
+        driver=_text(found.ask("nvmlSystemGetDriverVersion")),
+        persistence=_flag(found.ask("nvmlDeviceGetPersistenceMode", found.board)),
+        sm_mhz=state.sm_mhz,
+        expected_sm_mhz=found.expected_mhz(),
+        max_sm_mhz=found.ask("nvmlDeviceGetMaxClockInfo", found.board, SM),
+        throttling=_throttling_now(found, state),
         power_limit_w=watts("nvmlDeviceGetEnforcedPowerLimit"),
         default_power_limit_w=watts("nvmlDeviceGetPowerManagementDefaultLimit"),
-        temperature_c=ask("nvmlDeviceGetTemperature", handle, getattr(nvml, "NVML_TEMPERATURE_GPU", 0)),
-        foreign=_others(ask("nvmlDeviceGetComputeRunningProcesses", handle)),
-        ecc=_first_flag(ask("nvmlDeviceGetEccMode", handle)),
-        mig=_first_flag(ask("nvmlDeviceGetMigMode", handle)),
-        energy=ask("nvmlDeviceGetTotalEnergyConsumption", handle) is not None,
+        temperature_c=state.temperature_c,
+        foreign=fitness.foreign(found, os.getpid(), holding=False),
+        ecc=_first_flag(found.ask("nvmlDeviceGetEccMode", found.board)),
+        mig=found.sliced(),
+        energy=found.energy_mj() is not None,
     )
+
+
+def _throttling_now(found: nvml.Gpu, state: nvml.State) -> tuple[str, ...] | None:
+    """What holds the clocks down; of an idle GPU only what does so whatever it has to do."""
+    if state.reasons is None:
+        return None
+    names = nvml.throttling(state, found.expected_mhz())
+    return tuple(name for name in names if name in fitness.TELLING) if state.reasons & nvml.IDLE else names
+
+
+def _text(value: str | bytes | None) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
 
 
 def _flag(value: int | None) -> bool | None:
@@ -91,19 +86,15 @@ def _first_flag(current_and_pending: Any) -> bool | None:
     return None if current_and_pending is None else bool(current_and_pending[0])
 
 
-def _others(processes: Any) -> int | None:
-    """In a container NVML may call our own process by the host's number: ours is there only once CUDA is."""
-    return None if processes is None else sum(process.pid != os.getpid() for process in processes)
-
-
-def checks(number: int, gpu: GpuFacts | None) -> Iterator[Check]:
-    """One check per fact that is known of the GPU ``number``."""
+def checks(index: int, gpu: GpuFacts | None) -> Iterator[Check]:
+    """One check per fact that is known of the GPU that CUDA calls ``index``."""
     if gpu is None:
         yield Check(
             name="NVML", status="warn", found="NVML does not answer: clocks, power and other users are unknown",
             remedy="is the driver's libnvidia-ml.so here, and nvidia-ml-py installed?", command="nvidia-smi",
         )  # fmt: skip
         return
+    number = gpu.uuid or str(index)  # CUDA and nvidia-smi need not count alike
     yield ok("device", f"{gpu.name}, driver {gpu.driver}" + _extras(gpu))
     yield from _persistence(number, gpu)
     yield from _clocks(number, gpu)
@@ -120,7 +111,7 @@ def _extras(gpu: GpuFacts) -> str:
     return "".join(f", {name} {'on' if on else 'off'}" for name, on in known.items() if on is not None)
 
 
-def _persistence(number: int, gpu: GpuFacts) -> Iterator[Check]:
+def _persistence(number: str, gpu: GpuFacts) -> Iterator[Check]:
     if gpu.persistence is False:
         yield Check(
             name="persistence", status="warn", found="off: the driver unloads between jobs",
@@ -128,14 +119,14 @@ def _persistence(number: int, gpu: GpuFacts) -> Iterator[Check]:
         )  # fmt: skip
 
 
-def _clocks(number: int, gpu: GpuFacts) -> Iterator[Check]:
+def _clocks(number: str, gpu: GpuFacts) -> Iterator[Check]:
     if gpu.max_sm_mhz is None:
         return
     now = f"now {gpu.sm_mhz}, " if gpu.sm_mhz is not None else ""
-    asked = f"application {gpu.application_sm_mhz}, " if gpu.application_sm_mhz is not None else ""
+    asked = f"under load {gpu.expected_sm_mhz}, " if gpu.expected_sm_mhz is not None else ""
     found = f"SM {now}{asked}at most {gpu.max_sm_mhz} MHz"
-    if gpu.application_sm_mhz is not None and gpu.application_sm_mhz < gpu.max_sm_mhz:
-        steady = gpu.application_sm_mhz
+    if gpu.expected_sm_mhz is not None and gpu.expected_sm_mhz < gpu.max_sm_mhz:
+        steady = gpu.expected_sm_mhz
         yield Check(
             name="clocks", status="warn", found=found, value=steady, unit="MHz",
             remedy="boost goes up to the maximum and back with heat; for figures that repeat, lock the clocks "
@@ -147,21 +138,19 @@ def _clocks(number: int, gpu: GpuFacts) -> Iterator[Check]:
 
 
 def _throttling(gpu: GpuFacts) -> Iterator[Check]:
-    if gpu.throttle is None:
+    if gpu.throttling is None:
         return
-    known = [(name, slows) for bit, (name, slows) in REASONS.items() if gpu.throttle & bit]
-    slowing = [name for name, slows in known if slows]
-    if slowing:
+    if gpu.throttling:
         yield Check(
-            name="throttling", status="fail", found=f"slowed down now: {', '.join(slowing)}",
+            name="throttling", status="fail", found=f"slowed down now: {', '.join(gpu.throttling)}",
             remedy="let it cool down, raise the power limit, or find who else computes on it",
             command="nvidia-smi -q -d PERFORMANCE",
         )  # fmt: skip
     else:
-        yield ok("throttling", f"none{''.join(f' ({name})' for name, _ in known)}")
+        yield ok("throttling", "nothing holds the clocks down")
 
 
-def _power(number: int, gpu: GpuFacts) -> Iterator[Check]:
+def _power(number: str, gpu: GpuFacts) -> Iterator[Check]:
     limit, default = gpu.power_limit_w, gpu.default_power_limit_w
     if limit is None:
         return

@@ -12,7 +12,7 @@ import typer
 
 from . import __version__
 from .collector import paused
-from .errors import FusionbenchError, printable
+from .errors import FusionbenchError, UnknownNameError, printable
 
 if TYPE_CHECKING:
     from .store import Run
@@ -58,6 +58,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 WithReport = Annotated[bool, typer.Option("--report", help="Write report.html into the run folder when done.")]
 RetryFailed = Annotated[bool, typer.Option(help="Measure jobs again that failed before.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan, no progress; only results.")]
+TimerNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--timer",
+        metavar="NAME",
+        help="What times a call on CUDA; may be repeated, the first one ranks. cold: events around it on an idle GPU "
+        "with its L2 cache flushed; hot: without the flush; graph: events around the replay of its CUDA graph, "
+        "flushed; kernel: the sum of its kernels; host: until it returns.",
+    ),
+]
 
 DEFAULT_RESULTS = Path("results/runs")
 
@@ -201,10 +211,7 @@ def run(
         int | None, typer.Option(help="Processes that share a job's sampling time; from 6 on its interval is theirs.")
     ] = None,
     order_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the order of jobs; else a new one.")] = None,
-    timer: Annotated[
-        Literal["cold", "hot", "graph", "kernel", "host"] | None,
-        typer.Option(help="What is timed on CUDA: a call, or its graph's replay."),
-    ] = None,
+    timer: TimerNames = None,
     report: WithReport = False,
     quiet: Quiet = False,
 ) -> None:
@@ -217,7 +224,7 @@ def run(
 
     budget = replace_budget(
         chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, rounds=rounds,
-        timers=[timer] if timer else None,
+        timers=_timers(timer),
     )  # fmt: skip
     from .engines import local
 
@@ -476,6 +483,15 @@ def _leave_if_damaged(found: Run) -> None:
         raise typer.Exit(DAMAGED)
     if not found.records:
         raise typer.Exit(NOTHING)
+
+
+def _timers(names: list[str] | None) -> list[str] | None:
+    from .spec import TIMERS
+
+    for name in names or []:
+        if name not in TIMERS:
+            raise UnknownNameError("timer", name, TIMERS)
+    return list(dict.fromkeys(names)) if names else None
 
 
 def _only(options: list[str] | None, scale: str | None = None) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from . import backends, registry, rounds
-from .meters import flops, memory, time
+from .meters import control, flops, memory, time
 from .record import Record, Status, Timing, encode_record
 from .spec import Budget, Case, Job, Visit
 from .subject import Subject, build, closed_form, resolve
@@ -137,8 +137,15 @@ def _time(
     visit: Visit, subject: Subject, budget: Budget, device: torch.device, interrupt: Interrupt, first_call_ns: int
 ) -> Timing:
     """The samples of one round, between two looks at how fast this machine is just now."""
-    timing = time.measure(subject.call, budget, device, lambda: interrupt.asked, first_call_ns)
-    return msgspec.structs.replace(timing, rounds=(len(timing.samples_ns),), seeds=(budget.seed + visit.round,))
+    before = control.control_ns(device)
+    timing = time.measure(subject.call, budget, device, lambda: interrupt.asked, first_call_ns, loops=visit.loops)
+    after = control.control_ns(device)
+    return msgspec.structs.replace(
+        timing,
+        rounds=(len(timing.samples_ns),),
+        seeds=(budget.seed + visit.round,),
+        control_ns=((before + after) // 2,),
+    )
 
 
 def _set_up(case: Case, budget: Budget) -> torch.device:

@@ -8,7 +8,7 @@ from time import perf_counter_ns
 
 import torch
 
-from ..meters import time as timer
+from ..meters import cuda_time as timer
 from .check import Check, ok
 from .probes import proportional
 

@@ -23,6 +23,10 @@ LAYERS = (
     ("worker", "runner", "engines"),
     ("report", "export", "launch", "inspection", "claims"),
     ("terminal", "progress", "present", "findings"),
+    ("footprint", "matching", "plan", "meters", "subject", "verify"),
+    ("worker", "schedule", "runner", "engines"),
+    ("report", "export", "launch", "inspection", "claims", "doctor", "profiling"),
+    ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),
     ("session", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

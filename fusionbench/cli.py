@@ -17,10 +17,11 @@ from .errors import FusionbenchError, UnknownNameError, printable
 if TYPE_CHECKING:
     from .store import Run
 
-SOME_FAILED, NOTHING, DAMAGED, INTERRUPTED = 3, 5, 6, 130  # exit codes, see EPILOG
+SOME_FAILED, UNFIT, NOTHING, DAMAGED, INTERRUPTED = 3, 4, 5, 6, 130  # exit codes, see EPILOG
 
 EPILOG = (
-    "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 5 nothing to measure or show, "
+    "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine is unfit (doctor "
+    "--strict), 5 nothing to measure or show, "
     "6 results damaged, 130 interrupted (partial results are saved), 143 terminated (the same)."
 )
 
@@ -396,6 +397,85 @@ def inspect(
         typer.echo(str(json))
     if any(profile.error for profile in found):
         raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def doctor(
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="cuda or cuda:N to examine beside the CPU, cpu for no other; repeatable. Without it the first GPU.",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 4 when a check failed; warnings alone still exit with 0.")
+    ] = False,
+    as_json: AsJson = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter probes: 3 instead of 7 seconds.")] = False,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Is this machine fit to measure? Timer, noise, contention, clocks, versions, disk; each with its remedy."""
+    from . import doctor as doctors
+
+    checks = doctors.examine(device or (), results, quick=quick)
+    if as_json:
+        found = list(checks)
+        _print_json({"fit": all(check.status != "fail" for check in found), "checks": _builtins(found)})
+    else:
+        from . import diagnosis
+        from .terminal import console
+
+        found = diagnosis.tell(checks, console())
+    if strict and any(check.status == "fail" for check in found):
+        raise typer.Exit(UNFIT)
+
+
+@app.command()
+def profile(
+    suite: SuiteArgument,
+    job: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The job to profile; not needed where there is only one.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The trace (.json.gz); without it in results/profiles."),
+    ] = None,
+    calls: Annotated[int, typer.Option(min=1, max=10_000, help="How many calls to profile.")] = 20,
+    shapes: Annotated[bool, typer.Option("--shapes", help="A row for each op and shapes of its arguments.")] = False,
+    proton: Annotated[
+        Path | None, typer.Option(metavar="FILE.hatchet", help="Profile with Triton's Proton, too (needs a GPU).")
+    ] = None,
+    only: Only = None,
+    scale: Scale = None,
+    plugin: Plugin = None,
+) -> None:
+    """Where the time of one job goes: a table op by op, and a trace for Perfetto."""
+    from . import profiling
+    from .terminal import console, note
+
+    request = profiling.Request(
+        suite=suite,
+        only=_only(only, scale),
+        plugins=tuple(str(path) for path in plugin or []),
+        job=job,
+        calls=calls,
+        shapes=shapes,
+        output=str(output) if output else None,
+        proton=str(proton) if proton else None,
+    )
+    log = console(stderr=True)
+    try:
+        with log.status("profiling"):  # nothing where stderr is no terminal
+            found = profiling.run(request)
+    except profiling.SeveralJobsError as error:
+        for line in (f"fusionbench: {error}, for example", *(f"    {key}" for key in error.keys)):
+            note(log, line)
+        raise typer.Exit(error.exit_code) from None
+    from . import breakdown
+
+    out = console()
+    out.print(breakdown.show(found, out.width), crop=False)
 
 
 def _leave_if_damaged(found: Run) -> None:

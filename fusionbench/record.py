@@ -56,6 +56,17 @@ class Timing(Struct, frozen=True, kw_only=True, gc=False):
         if self.rounds and sum(self.rounds) != len(self.samples_ns):
             raise ValueError(f"rounds of {sum(self.rounds)} samples in all hold {len(self.samples_ns)}")
 
+    @property
+    def calls_ns(self) -> list[float]:
+        """The time of a call in each sample: on the core where that is known, as it passed elsewhere.
+
+        One thread that waited for a core did nothing meanwhile; of several, some went on.
+        """
+        if self.threads > 1 or len(self.run_delay_ns) != len(self.samples_ns):
+            return [ns / self.loops for ns in self.samples_ns]
+        pairs = zip(self.samples_ns, self.run_delay_ns, strict=True)
+        return [max(ns - waited, 1) / self.loops for ns, waited in pairs]
+
 
 class Memory(Struct, frozen=True, kw_only=True, gc=False):
     """Peak bytes above what rests: the inputs and the weights."""

@@ -250,8 +250,8 @@ def compile_jobs(backends: Sequence[str], processes: int = 12) -> int:
 
 def compile_job(job: Job) -> str:
     """The status of one quick measurement, with the reason where there is one."""
+    from fusionbench.measuring import measure
     from fusionbench.spec import Budget
-    from fusionbench.worker import measure
 
     record = measure(job, Budget(measure_s=0.001, warmup_s=0.0, min_samples=6, max_samples=6))
     return f"{record.status} {record.reason}".strip()

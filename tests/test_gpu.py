@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from fusionbench import backends, registry
+from fusionbench.measuring import measure
 from fusionbench.plan import settled
 from fusionbench.record import TIMED_AS
 from fusionbench.spec import Budget, Case, Dtype, Job, Mode, Shape, Skip, Timer
-from fusionbench.worker import measure
 
 pytestmark = [
     pytest.mark.gpu,

@@ -172,17 +172,18 @@ def test_peak_memory_is_exact() -> None:
         d = torch.empty(2**20, dtype=torch.float32)
         del b, c, d
 
-    used, _ = memory.measure(three_live_tensors, CPU, resting_bytes=7)
+    used, _, notes = memory.measure(three_live_tensors, CPU, resting_bytes=7)
     assert used.peak_bytes == 3 * 4 * 2**20
     assert used.resting_bytes == 7
+    assert notes == ()
 
 
 def test_the_kernel_that_really_ran_is_named() -> None:
     q = torch.randn(1, 2, 5, 8)
     attention = torch.nn.functional.scaled_dot_product_attention
-    assert memory.trace(lambda: attention(q, q, q))[1] == ("_scaled_dot_product_flash_attention_for_cpu",)
+    assert memory.trace(lambda: attention(q, q, q))[2] == ("_scaled_dot_product_flash_attention_for_cpu",)
     masked = torch.ones(5, 5).requires_grad_()
-    assert "_scaled_dot_product_attention_math" in memory.trace(lambda: attention(q, q, q, masked))[1]
+    assert "_scaled_dot_product_attention_math" in memory.trace(lambda: attention(q, q, q, masked))[2]
 
 
 NONE = accuracy.Allowance(order=0.0, rounding=0.0)

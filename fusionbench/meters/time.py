@@ -194,6 +194,12 @@ def _take(
         kept, begun = len(taken), perf_counter_ns()
 
 
+def _on_core(taken: list[Sample]) -> list[int]:
+    """The samples without the time that the one thread waited for a core; of several threads some went on."""
+    alone = torch.get_num_threads() == 1
+    return [max(ns - (waited or 0), 1) if alone else ns for ns, waited in taken]
+
+
 def _cool_down(retries: int, sampler: Sampler, monitor: Monitor) -> None:
     sleep(min(PAUSE_S * 2 ** (retries - 1), LONGEST_PAUSE_S))
     sampler.settle()
@@ -202,7 +208,7 @@ def _cool_down(retries: int, sampler: Sampler, monitor: Monitor) -> None:
 
 def _reason(taken: list[Sample], bounds: Bounds, spent_ns: int, look: bool) -> Stop | None:
     """Why sampling is over, if it is; the interval of the median is looked at only with ``look``."""
-    if look and spent_ns >= MIN_SHARE * bounds.seconds * 1e9 and half_width([ns for ns, _ in taken]) <= bounds.ci:
+    if look and spent_ns >= MIN_SHARE * bounds.seconds * 1e9 and half_width(_on_core(taken)) <= bounds.ci:
         return "precise"
     if len(taken) >= bounds.most:
         return "samples"

@@ -7,12 +7,14 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from ..presets import departures
-from ..record import TIMED_AS, Deviation, Environment, Record, Timing
+from ..record import TIMED_AS, Deviation, Environment, Record, Roofline, Timing
+from ..roofline import NO_PRODUCTS, UNKNOWN, Probe, limits, sound, working_set
 from ..stats import block_sizes, interval_ranks, median, quantile_rank
 
 Floats = npt.NDArray[np.float64]
@@ -29,12 +31,16 @@ _COSTS = (
 )
 
 
-def frame(records: Sequence[Record], environments: Mapping[str, Environment]) -> pd.DataFrame:
+def frame(
+    records: Sequence[Record], environments: Mapping[str, Environment], rooflines: Sequence[Roofline] = ()
+) -> pd.DataFrame:
     """One row per record, in the order given. What was not measured is NA; times are per call, in ms.
 
-    ``low_ms`` and ``high_ms`` bound the median at 95 %; they are the extremes below 6 samples. Percentiles are NA
-    where there are too few samples (stats.least_samples). ``contention`` is the share of the sampled time that threads
-    waited for a core. ``launch_share`` is 1 - kernel / hot, or where those are not known 1 - graph / cold.
+    With one thread they are times on the core: waiting for it is taken off each sample, and ``contention`` is its share
+    of the sampled time. ``low_ms`` and ``high_ms`` bound the median at 95 %; they are the extremes below 6 samples.
+    Percentiles are NA where there are too few samples (stats.least_samples). ``launch_share`` is 1 - kernel / hot, or
+    where those are not known 1 - graph / cold; ``of_bound`` the least time that one of ``rooflines`` allows as a share
+    of the median.
     """
     columns: dict[str, Any] = {}
     _identity(columns, records)
@@ -43,6 +49,7 @@ def frame(records: Sequence[Record], environments: Mapping[str, Environment]) ->
     _device(columns, records)
     _measures(columns, records)
     _provenance(columns, records, environments)
+    _bounds(columns, records, rooflines)
     return pd.DataFrame(columns)
 
 
@@ -126,8 +133,17 @@ def _timing(columns: dict[str, Any], records: Sequence[Record]) -> None:
 def _per_call(times: Sequence[Timing | None]) -> tuple[Floats, Counts]:
     """The samples of all timings one after another, in ns per call, and how many each has."""
     counts = np.array([len(t.samples_ns) if t else 0 for t in times], dtype=np.int64)
-    flat = np.fromiter(itertools.chain.from_iterable(t.samples_ns for t in times if t), np.float64, int(counts.sum()))
+    flat = _flat([t.samples_ns if t else () for t in times], counts)
+    # Of several threads some went on while others waited for a core.
+    known = [bool(t and t.threads == 1 and len(t.run_delay_ns) == len(t.samples_ns)) for t in times]
+    delays = [t.run_delay_ns for t, one in zip(times, known, strict=True) if t and one]
+    alone = np.repeat(np.array(known, dtype=bool), counts)
+    flat[alone] = np.maximum(flat[alone] - _flat(delays, counts[known]), 1.0)
     return flat / np.repeat([float(t.loops) if t else 1.0 for t in times], counts), counts
+
+
+def _flat(values: Sequence[tuple[int, ...]], counts: Counts) -> Floats:
+    return np.fromiter(itertools.chain.from_iterable(values), np.float64, int(counts.sum()))
 
 
 def _quantiles(values: Floats, counts: Counts, rounds: Sequence[tuple[int, ...]]) -> dict[str, Floats]:
@@ -256,3 +272,44 @@ def _provenance(columns: dict[str, Any], records: Sequence[Record], environments
 def _hardware(record: Record, environment: Environment) -> str:
     on_gpu = record.job.case.device.startswith("cuda") and environment.gpu
     return environment.gpu if on_gpu else environment.cpu
+
+
+def _bounds(columns: dict[str, Any], records: Sequence[Record], rooflines: Sequence[Roofline]) -> None:
+    """The least time that the device allows, and how much of it was reached; ``no_bound`` says why there is none."""
+    flops = _number([r.costs.flops if r.costs else None for r in records])
+    moved = _number([r.costs.min_bytes if r.costs else None for r in records])
+    median_s = np.where(columns["median_ms"] > 0, columns["median_ms"] / 1e3, np.nan)
+    compute_s, memory_s = _limits(columns, records, rooflines, flops, moved)
+    seconds = np.where(flops > 0, np.maximum(compute_s, memory_s), np.nan)
+    none = np.isnan(seconds)
+    columns["bound_ms"] = seconds * 1e3
+    columns["bound_by"] = _words(("compute", "memory"), np.where(none, -1, compute_s < memory_s))
+    columns["of_bound"] = seconds / median_s
+    timed = ~np.isnan(columns["median_ms"])
+    columns["no_bound"] = _words((NO_PRODUCTS, UNKNOWN), np.where(none & timed, flops > 0, -1))
+    # The closed form counts the bytes of the forward pass: over the time of a training step they would be no rate.
+    forward = ~columns["mode"].isin(("fwd_bwd", "step")).to_numpy(bool)
+    columns["gb_per_s"] = np.where(forward & (moved > 0), moved / median_s / 1e9, np.nan)
+
+
+def _words(words: Sequence[str], codes: npt.NDArray[Any]) -> pd.Series[str]:
+    """The word of each code; NA where it is -1."""
+    return pd.Series(np.array([*words, None], dtype=object)[codes.astype(np.int64)], dtype="str")
+
+
+def _limits(
+    columns: dict[str, Any], records: Sequence[Record], rooflines: Sequence[Roofline], flops: Floats, moved: Floats
+) -> tuple[Floats, Floats]:
+    """Seconds that computing and that moving bytes take at least, by the roofline of each row; NA without one."""
+    compute_s, memory_s = (np.full(len(records), np.nan) for _ in range(2))
+    known = {Probe.of(roofline): roofline for roofline in rooflines if sound(roofline)}
+    if known:
+        touched = _number([working_set(r) for r in records])
+        cold = (columns["cache"] == "cold").to_numpy(bool)
+        keys = {name: columns[name] for name in Probe.__struct_fields__}
+        rows_of = pd.DataFrame(keys).groupby([*keys], sort=False).indices
+        for probe, roofline in known.items():
+            rows = rows_of.get(msgspec.structs.astuple(probe), [])
+            found = limits(roofline, flops[rows], moved[rows], touched[rows], cold=cold[rows])
+            compute_s[rows], memory_s[rows] = found
+    return compute_s, memory_s

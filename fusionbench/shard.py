@@ -138,7 +138,7 @@ class ShardWriter:
 
     def _append(self, lines: bytes | bytearray) -> None:
         try:
-            if not os.fstat(self._file).st_nlink:  # a write to a file without a name succeeds, and all is lost at its end
+            if not os.fstat(self._file).st_nlink:  # a file without a name can be written, and is gone when closed
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             write_all(self._file, lines)
             os.fsync(self._file)  # not tried again: after a failure the kernel may have dropped the pages

@@ -9,13 +9,11 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-import msgspec
-
 from . import store
 from .collector import paused
 from .disk import explained, opened
 from .errors import DamagedError, printable
-from .record import Record
+from .record import Record, decode_line
 from .shard import MAX_SHARD, SEAL, Contents, Identity
 
 
@@ -31,9 +29,6 @@ class Survey:
         self._shards: list[Path] = []
         self._places = (array("I"), array("Q"), array("I"))  # shard, start and length of the line, by number
 
-    def __len__(self) -> int:
-        return len(self._numbers)
-
     def add(self, record: Record, shard: Path, start: int, length: int) -> None:
         if not self._shards or self._shards[-1] != shard:
             self._shards.append(shard)
@@ -44,8 +39,8 @@ class Survey:
             else:
                 places[number] = value
 
-    def lines(self) -> Iterator[bytes]:
-        """The JSON of each record; raises StoreError where a shard is no longer what it was."""
+    def records(self) -> Iterator[Record]:
+        """Each record, read again; raises StoreError where a shard is no longer what it was."""
         current, file = -1, -1
         try:
             for shard, start, length in zip(*self._places, strict=True):
@@ -71,19 +66,14 @@ def survey(run: Path) -> Survey:
     return found
 
 
-class _Line(msgspec.Struct):
-    record: msgspec.Raw
-
-
-_decoder = msgspec.json.Decoder(_Line)
-
-
-def _record(line: bytes, shard: Path) -> bytes:
+def _record(line: bytes, shard: Path) -> Record:
     """The record in a line, which was valid when it was surveyed."""
     body = line[:-SEAL]
-    if line[-SEAL:] != b"\t%08x\n" % zlib.crc32(body):
-        raise DamagedError(f"shard '{printable(str(shard))}' changed while it was read; is its run going on?")
-    return bytes(_decoder.decode(body).record)
+    if line[-SEAL:] == b"\t%08x\n" % zlib.crc32(body):
+        item = decode_line(body)
+        if isinstance(item, Record):
+            return item
+    raise DamagedError(f"shard '{printable(str(shard))}' changed while it was read; is its run going on?")
 
 
 def _open(shard: Path) -> int:

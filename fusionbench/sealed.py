@@ -28,6 +28,7 @@ _ENVIRONMENTS, _ROOFLINES = b"fusionbench.environments", b"fusionbench.rooflines
 _DAMAGE = b"fusionbench.damage"
 MAX_ROWS = 10_000_000  # runs that Parquet packs into a few bytes; as records these are 30 GB
 _BATCH = 2_000  # records that become columns at once: 12 us each; of 20,000, which no cache holds, 19 us
+_BATCH_SAMPLES = 1_000_000  # 40 MB; a single record may have 100,000
 _ROW_GROUP, _GROUP_BYTES = 20_000, 64 << 20
 
 
@@ -107,14 +108,27 @@ def _crc32(facts: Mapping[bytes, bytes]) -> bytes:
 
 def _groups(records: Iterable[Record]) -> Iterator[list[pa.RecordBatch]]:
     """Records as columns, a batch at a time, and of these as many as make a row group."""
-    waiting, group = iter(records), list[pa.RecordBatch]()
-    while batch := list(itertools.islice(waiting, _BATCH)):
+    group: list[pa.RecordBatch] = []
+    for batch in _batches(records):
         group.append(pa.RecordBatch.from_arrays(_array(batch, Record).flatten(), schema=SCHEMA))
         if sum(len(each) for each in group) >= _ROW_GROUP or sum(each.nbytes for each in group) >= _GROUP_BYTES:
             yield group
             group = []
     if group:
         yield group
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    samples = 0
+    for record in records:
+        batch.append(record)
+        samples += len(record.time.samples_ns) if record.time else 0
+        if len(batch) == _BATCH or samples >= _BATCH_SAMPLES:
+            yield batch
+            batch, samples = [], 0
+    if batch:
+        yield batch
 
 
 def _array(values: Sequence[Any], hint: Any) -> pa.Array:

@@ -59,15 +59,17 @@ _case = st.builds(
 _deviation = st.builds(Deviation, **{n: st.none() | _float for n in Deviation.__struct_fields__})
 _integers = st.lists(_int, max_size=8).map(tuple)
 _counts = {"loops": _positive, "threads": _positive, "first_call_ns": _int, "warmup_calls": _int}
-_timing = st.builds(
-    Timing,
-    samples_ns=st.lists(_int, min_size=1, max_size=8).map(tuple),
-    run_delay_ns=_integers,
-    rounds=st.lists(_positive, max_size=3).map(tuple),
-    seeds=_integers,
-    control_ns=_integers,
-    discarded=_int,
-    **_counts,
+_timing = st.lists(_int, min_size=1, max_size=8).flatmap(
+    lambda samples: st.builds(
+        Timing,
+        samples_ns=st.just(tuple(samples)),
+        run_delay_ns=_integers,
+        rounds=st.sampled_from([(), (len(samples),), (1,) * len(samples)]),
+        seeds=_integers,
+        control_ns=_integers,
+        discarded=_int,
+        **_counts,
+    )
 )
 _clocks = st.none() | st.tuples(_int, _int, _int)
 _device = st.builds(

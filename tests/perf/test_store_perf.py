@@ -29,7 +29,7 @@ APPENDS, APPENDS_PER_S = 10_000, 2_000
 MILLION = 1_000_000
 SEAL_S, SEAL_BYTES = 60, 10**9
 PARQUET_BYTES = 15_000_000  # of everything that is not a measured figure
-SAMPLE_BYTES = 2.1  # 1 % of noise on 0.05 to 5 ms is 12 to 18 bits
+SAMPLE_BYTES = 3.0  # 1 % of noise on 0.05 to 5 ms is 12 to 18 bits
 LOAD_S = 1.0
 
 SHAPE = Shape(batch=1, image=577, text=77, image_width=1024, text_width=768, width=768, heads=12)

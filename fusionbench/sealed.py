@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from msgspec.structs import astuple
 
 from . import store
 from .collector import paused
@@ -149,7 +150,8 @@ def _array(values: Sequence[Any], hint: Any) -> pa.Array:
         keys, items = _chained(values), _chained(value.values() for value in values)
         return pa.MapArray.from_arrays(_ends(values), _array(keys, arguments[0]), _array(items, arguments[1]))
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        leaves = [_array([getattr(v, name) for v in values], hint) for name, hint in _hints(kind).items()]
+        columns = zip(*map(astuple, values), strict=True) if values else itertools.repeat(())
+        leaves = [_array(column, hint) for column, hint in zip(columns, _hints(kind).values(), strict=False)]
         return pa.StructArray.from_arrays(leaves, fields=_fields(kind))
     return pa.array(values, type=_arrow(kind))
 

@@ -115,7 +115,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 def test_a_write_cut_short_by_the_system_at_any_byte_is_taken_back(run: Path, first: int) -> None:
     empty, size = write(run).stat().st_size, write(run, *RECORDS).stat().st_size
     lines = (size - empty) // len(RECORDS)
-    for limit in range(empty + first * lines, size, 3):
+    for limit in range(empty + first * lines, size, 13):
         with Writer(run, ENVIRONMENT) as writer:
             for item in RECORDS[:first]:
                 writer.append(item)

@@ -70,9 +70,10 @@ def _template(job: Job, environment: str) -> str:
     costs = Costs(flops=tokens * 10**7, params=10**7, min_bytes=tokens * 3072, activation_bytes=tokens * 6144)
     peak = Memory(peak_bytes=tokens * 9216, resting_bytes=4 * 10**7, meter="cuda_allocator")
     text = encode_line(replace(_RECORD, job=job, costs=costs, memory=peak, environment=environment)).decode()
-    return (
-        text.replace(f"[{MARK}]", "%s").replace(f'"{MARK}"', '"%s"').replace(f"{MARK}.0", "%r").replace(f"{MARK}", "%d")
-    )
+    rounds = [SAMPLES // ROUNDS] * ROUNDS  # of the samples that are not there yet
+    for mark, slot in ((f"[{MARK}]", "%s"), (f'"{MARK}"', '"%s"'), (f"{MARK}.0", "%r"), (f"{MARK}", "%d")):
+        text = text.replace(mark, slot)
+    return text.replace('"rounds":[]', f'"rounds":{rounds}')
 
 
 def _lists(rows: np.ndarray) -> list[str]:
@@ -96,7 +97,6 @@ _RECORD = Record(
         first_call_ns=MARK,
         warmup_calls=9,
         threads=1,
-        rounds=(SAMPLES // ROUNDS,) * ROUNDS,
         seeds=tuple(range(ROUNDS)),
         control_ns=(MARK,),
     ),

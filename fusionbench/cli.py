@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 SOME_FAILED, NOTHING, DAMAGED, INTERRUPTED = 3, 5, 6, 130  # exit codes, see EPILOG
 
 EPILOG = (
-    "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 5 nothing to measure or show, "
-    "6 results damaged, 130 interrupted (partial results are saved), 143 terminated (the same)."
+    "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 4 environment unfit (--strict), "
+    "5 nothing to measure or show, 6 results damaged or not stored, 130 interrupted (partial results are saved), "
+    "143 terminated (the same)."
 )
 
 app = typer.Typer(
@@ -56,6 +57,9 @@ RunArgument = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 WithReport = Annotated[bool, typer.Option("--report", help="Write report.html into the run folder when done.")]
 RetryFailed = Annotated[bool, typer.Option(help="Measure jobs again that failed before.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with 4 where others disturbed a measurement: on the cores or the GPU.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan, no progress; only results.")]
 
 DEFAULT_RESULTS = Path("results/runs")
@@ -204,6 +208,7 @@ def run(
         Literal["cold", "hot", "graph", "kernel", "host"] | None,
         typer.Option(help="What is timed on CUDA: a call, or its graph's replay."),
     ] = None,
+    strict: Strict = False,
     report: WithReport = False,
     quiet: Quiet = False,
 ) -> None:
@@ -239,7 +244,7 @@ def run(
         command=sys.argv,
         warn=lambda problem: terminal.note(out, problem),
     )
-    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet))
+    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet, strict=strict))
 
 
 @app.command()
@@ -247,6 +252,10 @@ def resume(
     run: Annotated[Path, typer.Argument(help="The run folder to go on with.")],
     plugin: Plugin = None,
     retry_failed: RetryFailed = False,
+    allow_env_change: Annotated[
+        bool, typer.Option("--allow-env-change", help="Measure everything again where machine or versions changed.")
+    ] = False,
+    strict: Strict = False,
     report: WithReport = False,
     quiet: Quiet = False,
 ) -> None:
@@ -263,9 +272,13 @@ def resume(
     out = terminal.console(stderr=True)
     plugins = [str(path) for path in plugin or []]
     prepared = launches.resume(
-        run, plugins=plugins, retry_failed=retry_failed, warn=lambda problem: terminal.note(out, problem)
+        run,
+        plugins=plugins,
+        retry_failed=retry_failed,
+        allow_env_change=allow_env_change,
+        warn=lambda problem: terminal.note(out, problem),
     )
-    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet))
+    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet, strict=strict))
 
 
 @app.command()

@@ -5,6 +5,8 @@ FusionbenchError            exit code 2 unless said otherwise
 ├── UnknownNameError             a name nobody registered; the message holds the nearest one
 ├── MissingModalityError         a strategy was given None for a modality that it cannot do without
 └── StoreError              a results folder cannot be read or written (exit code 6 when damaged)
+    ├── DamagedError             what was stored once is no longer whole
+    └── UnstoredError            what was measured could not be stored
 """
 
 from __future__ import annotations
@@ -40,6 +42,12 @@ class StoreError(FusionbenchError):
 
 class DamagedError(StoreError):
     """What was stored once is no longer whole."""
+
+    exit_code = 6
+
+
+class UnstoredError(StoreError):
+    """A record could not be stored where it belongs; the message says where it is."""
 
     exit_code = 6
 

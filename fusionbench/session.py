@@ -15,14 +15,31 @@ from .engines import local
 from .errors import FusionbenchError, printable
 from .progress import Display, Outline, outline_box
 from .record import FAILED, Environment, Record
+from .remarks import unfit
 from .runner import Outcome
 from .terminal import console, note
 
-EXIT_FAILED, EXIT_NOTHING = 3, 5
+EXIT_FAILED, EXIT_UNFIT, EXIT_NOTHING = 3, 4, 5
 
 
-def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool) -> int:
-    """Run what was prepared, show and seal it; returns the exit code."""
+def execute(
+    prepared: launch.Launch,
+    out: Console,
+    *,
+    report: bool,
+    quiet: bool,
+    strict: bool = False,
+    warnings: Sequence[str] = (),
+) -> int:
+    """Run what was prepared, show and seal it; returns the exit code.
+
+    ``warnings`` are what speaks against measuring here and now: told, and under ``strict`` the end of it.
+    """
+    for warning in warnings:
+        note(out, warning)
+    if strict and warnings:
+        note(out, "--strict: nothing was measured in such an environment")
+        return EXIT_UNFIT
     resume = f"everything finished is saved. Go on with: {_resume(prepared)}"
     try:
         outcome = _measure(prepared, out, quiet)
@@ -31,11 +48,13 @@ def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool)
         return 128 + signal.SIGINT
     with paused():
         finished = store.read(prepared.folder)
-        _show(finished, out, sealed=outcome.signal == 0, report=report)
+        _show(finished, out, sealed=not (outcome.signal or outcome.lost), report=report)
+    for device, words in outcome.lost.items():
+        note(out, f"device '{device}' was lost ({words}); {outcome.undone} jobs are left undone; {resume}")
     if outcome.signal:
         note(out, f"interrupted; {resume}")
         return 128 + outcome.signal
-    return _verdict(finished.records, out)
+    return _verdict(finished.records, outcome, out, strict)
 
 
 def _measure(prepared: launch.Launch, out: Console, quiet: bool) -> Outcome:
@@ -89,10 +108,15 @@ def _resume(prepared: launch.Launch) -> str:
     return shlex.join(["fusionbench", "resume", str(prepared.folder), *present.plugin_options(prepared.plugins)])
 
 
-def _verdict(records: Sequence[Record], out: Console) -> int:
+def _verdict(records: Sequence[Record], outcome: Outcome, out: Console, strict: bool) -> int:
     """The exit code of a run that was not interrupted, with a line about it where the tables say nothing."""
+    doubtful = [f"{record.job.key}: {reason}" for record in records if (reason := unfit(record))] if strict else []
+    if doubtful:
+        more = f", and {len(doubtful) - 1} more" if len(doubtful) > 1 else ""
+        note(out, f"--strict: not measured in peace: {doubtful[0]}{more}; measure them again when it is quiet")
+        return EXIT_UNFIT
     statuses = {record.status for record in records}
-    if statuses & set(FAILED):
+    if statuses & set(FAILED) or outcome.lost:
         return EXIT_FAILED
     if "ok" not in statuses:
         note(out, "nothing was measured: every job was skipped")

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 LAYERS = (
     ("errors", "spec", "stats", "cost", "collector"),
     ("record", "presets", "suite", "disk", "generation"),
-    ("shard", "store", "compare", "environment", "ledger", "rounds"),
+    ("shard", "store", "compare", "environment", "ledger", "rounds", "remarks", "salvage"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify"),
@@ -41,6 +41,7 @@ SAME_ROOM = {
     ("streams", "joint"),
     ("blocks", "joint"),
     ("shard", "store"),
+    ("shard", "salvage"),
     ("verify", "footprint"),
     ("footprint", "plan"),
     ("matching", "plan"),

@@ -7,6 +7,7 @@ import os
 import signal
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 
@@ -57,7 +58,7 @@ def _let_the_server_end() -> None:
 
     multiprocessing hands one to every worker: with it a hanging job would keep the server, and the server the job.
     """
-    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     alive, server._forkserver_alive_fd = server._forkserver_alive_fd, None
     if alive is not None:
         os.close(alive)

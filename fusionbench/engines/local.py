@@ -173,7 +173,8 @@ class Worker:
     def _cause_of_death(self, out_of_memory: int) -> tuple[Status, str]:
         """How the worker ended, given how many processes the kernel had killed for memory before."""
         self.process.join(5)
-        code, status = self.process.exitcode, "crash"
+        code = self.process.exitcode
+        status: Status = "crash"
         if code is None:
             self._kill()
             death = "worker closed its pipe without a result"

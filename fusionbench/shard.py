@@ -10,7 +10,6 @@ import itertools
 import os
 import platform
 import re
-import shutil
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -81,13 +80,6 @@ class ShardWriter:
             raise StoreError(f"shard '{printable(str(self.path))}' is closed; open a new writer on its run")
         with explained(f"cannot write to '{printable(str(self.path))}'"):
             self._append(line)
-
-    def rescue(self, path: Path) -> None:
-        """Copy a shard whose file has been removed to ``path``: its bytes live until close(). Raises StoreError."""
-        if self._file < 0 or os.fstat(self._file).st_nlink:
-            raise StoreError(f"shard '{printable(str(self.path))}' is closed or in its place; there is nothing to copy")
-        with explained(f"cannot write '{printable(str(path))}'"):
-            shutil.copyfile(f"/proc/self/fd/{self._file}", path)
 
     def close(self) -> None:
         file, self._file = self._file, -1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +13,11 @@ from pathlib import Path
 from . import backends, registry, store, suite
 from .disk import locked
 from .environment import capture, differences
-from .errors import FusionbenchError, StoreError, printable
+from .errors import FusionbenchError, StoreError, UnstoredError, printable
 from .footprint import footprint
 from .plan import Plan
 from .record import Environment, Record
 from .runner import Engine, Listener, Outcome, run
-from .salvage import keeper
 from .shard import Identity
 from .spec import Budget, Job, Skip
 
@@ -228,19 +227,16 @@ def _continued(
 
 
 def execute(launch: Launch, engine: Engine, listener: Listener) -> Outcome:
-    """Store a record for every skip, then measure what remains."""
-    with locked(launch.folder), store.Writer(launch.folder, launch.environment) as writer:
-        keep = keeper(writer, launch.environment)
-        skipped = 0
-        for item in launch.remaining():
-            if isinstance(item, Skip):
-                keep(_skip_record(item, launch.environment))
-                skipped += 1
+    """Store a record for every skip, then measure what remains. What the run's folder does not take is saved elsewhere:
+    UnstoredError says where."""
+    with locked(launch.folder), store.Writer(launch.folder, launch.environment) as writer, _rescued(writer):
+        skips = (item for item in launch.remaining() if isinstance(item, Skip))
+        skipped = writer.append_all(_skip_record(skip, launch.environment) for skip in skips)
         outcome = run(
             launch.jobs(),
             engine,
             launch.environment,
-            keep,
+            writer.append,
             listener,
             budget=launch.budget,
             plugins=launch.plugins,
@@ -249,8 +245,23 @@ def execute(launch: Launch, engine: Engine, listener: Listener) -> Outcome:
             size=footprint,
             source=_source,
         )
+        if not writer.path.exists():
+            raise StoreError(f"run '{printable(str(launch.folder))}' was moved or removed while it was measured")
     outcome.statuses["skipped"] += skipped
     return outcome
+
+
+@contextmanager
+def _rescued(writer: store.Writer) -> Iterator[None]:
+    """Save what ``writer`` has stored, and what it has not, where its run cannot be written to any more."""
+    try:
+        yield
+    except StoreError as error:
+        try:
+            saved = f"everything measured in this session is in '{printable(str(store.rescue(writer)))}'"
+        except StoreError as second:
+            saved = f"nor could the results be saved elsewhere: {second}"
+        raise UnstoredError(f"{error}; {saved}") from error
 
 
 def _source(job: Job) -> str:

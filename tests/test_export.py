@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusionbench.errors import StoreError
-from fusionbench.export import seal, to_csv, to_json, to_parquet, unseal
+from fusionbench.export import to_csv, to_json, to_parquet
 from fusionbench.record import Accuracy, Deviation, Energy, Memory, Record, Timing
 from fusionbench.report.frame import frame
+from fusionbench.sealed import seal, unseal
 from fusionbench.spec import NAME_PATTERN, Case, Job, Shape
 from tests.hostile import TEXTS, hostile_records
 from tests.synthetic import ENVIRONMENTS, records
@@ -27,7 +28,8 @@ def test_sealed_records_come_back_exactly(tmp_path: Path) -> None:
     good = records(500)
     items = good + [msgspec.structs.replace(r, job=good[0].job) for r in hostile_records()]
     path = seal(items, ENVIRONMENTS, tmp_path / "run.parquet")
-    assert unseal(path) == (items, ENVIRONMENTS)
+    found = unseal(path)
+    assert (found.records, found.environments, found.rooflines) == (items, ENVIRONMENTS, [])
 
 
 def test_a_sealed_run_with_a_name_no_suite_can_have_is_refused(tmp_path: Path) -> None:
@@ -37,7 +39,8 @@ def test_a_sealed_run_with_a_name_no_suite_can_have_is_refused(tmp_path: Path) -
 
 
 def test_an_empty_run_can_be_sealed(tmp_path: Path) -> None:
-    assert unseal(seal([], {}, tmp_path / "none.parquet")) == ([], {})
+    found = unseal(seal([], {}, tmp_path / "none.parquet"))
+    assert (found.records, found.environments) == ([], {})
 
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -76,7 +79,7 @@ _record = st.builds(
 @given(items=st.lists(_record, max_size=6))
 def test_any_record_survives_sealing(items: list[Record], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = seal(items, {}, tmp_path_factory.mktemp("seal") / "run.parquet")
-    assert unseal(path)[0] == items
+    assert unseal(path).records == items
 
 
 def test_a_sealed_run_holds_facts_alone_and_pandas_reads_it(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 LAYERS = (
     ("errors", "spec", "stats", "cost", "collector"),
     ("record", "presets", "suite", "disk", "generation"),
-    ("shard", "store", "compare", "environment", "ledger", "rounds", "remarks", "salvage"),
+    ("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify"),
     ("worker", "schedule", "runner", "engines"),
-    ("report", "export", "launch", "inspection", "claims"),
+    ("report", "export", "sealed", "launch", "inspection", "claims"),
     ("terminal", "progress", "present", "findings"),
     ("session", "cli", "__main__"),
 )
@@ -41,13 +41,15 @@ SAME_ROOM = {
     ("streams", "joint"),
     ("blocks", "joint"),
     ("shard", "store"),
-    ("shard", "salvage"),
+    ("shard", "survey"),
+    ("store", "survey"),
     ("verify", "footprint"),
     ("footprint", "plan"),
     ("matching", "plan"),
     ("subject", "verify"),
     ("meters", "verify"),
     ("report", "export"),
+    ("report", "sealed"),
     ("terminal", "present"),
     ("progress", "findings"),
     ("session", "cli"),
@@ -58,7 +60,7 @@ SAME_ROOM = {
     ("record", "disk"),
 }
 HEAVY = {"torch", "pandas", "plotly", "scipy", "rich", "jinja2", "pyarrow"}
-SHOWING = {"report", "export"}
+SHOWING = {"report", "export", "sealed"}
 
 
 def room(path: Path) -> str:

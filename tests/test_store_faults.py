@@ -177,21 +177,21 @@ def test_a_million_bad_lines_make_few_problems(run: Path) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        shard.encode_line(record(9)).replace(b'"v":1', b'"v":2'),
-        b'{"kind":"record","v":2,"record":{"looks":"different"}}',
-        b'{"kind":"a new kind","v":3}',
+        shard.encode_line(record(9)).replace(b'"v":2', b'"v":3'),
+        b'{"kind":"record","v":3,"record":{"looks":"different"}}',
+        b'{"kind":"a new kind","v":4}',
     ],
 )
 def test_a_newer_schema_is_refused_with_its_version(run: Path, body: bytes) -> None:
     path = write(run, *RECORDS)
     path.write_bytes(path.read_bytes() + sealed(body))
-    with pytest.raises(store.NewerSchemaError, match=r":5: schema [23] is newer than this fusionbench \(1\); upgrade"):
+    with pytest.raises(store.NewerSchemaError, match=r":5: schema [34] is newer than this fusionbench \(2\); upgrade"):
         store.read(run)
 
 
 def test_a_newer_manifest_is_refused_with_its_version(run: Path) -> None:
-    (run / "manifest.json").write_text(json.dumps({"v": 2, "anything": "else"}))
-    with pytest.raises(store.NewerSchemaError, match=r"manifest.json: schema 2 is newer than this fusionbench \(1\)"):
+    (run / "manifest.json").write_text(json.dumps({"v": 3, "anything": "else"}))
+    with pytest.raises(store.NewerSchemaError, match=r"manifest.json: schema 3 is newer than this fusionbench \(2\)"):
         store.read(run)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from .device_loss import loss
 from .environment import native
 from .record import Environment, Record
 from .remarks import remarked
@@ -121,16 +121,9 @@ def run(
     return outcome
 
 
-# What the driver says of a GPU that is not there any more. A new process would fail alike; after other errors, such as
-# "unspecified launch failure", only the context of the old one is unusable.
-_GONE = re.compile(
-    "no CUDA-capable device|No CUDA GPUs are available|(device|GPU) (is|was) lost|GPU_IS_LOST|fallen off the bus", re.I
-)
-
-
 def lost(record: Record) -> bool:
     """Whether the job failed because its device has gone away, which says nothing about the job."""
-    return record.status == "error" and record.job.case.device != "cpu" and bool(_GONE.search(record.reason))
+    return record.status == "error" and record.job.case.device != "cpu" and loss(record.reason) == "gone"
 
 
 def complete(record: Record, environment: Environment) -> Record:

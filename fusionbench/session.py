@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from . import launch, present, store
+from . import device_lock, fitness, launch, present, store
 from .collector import paused
 from .engines import local
-from .errors import FusionbenchError, printable
+from .errors import FusionbenchError, UnfitError, printable
 from .progress import Display, Outline, outline_box
 from .record import FAILED, Environment, Record
 from .remarks import unfit
@@ -22,27 +22,12 @@ from .terminal import console, note
 EXIT_FAILED, EXIT_UNFIT, EXIT_NOTHING = 3, 4, 5
 
 
-def execute(
-    prepared: launch.Launch,
-    out: Console,
-    *,
-    report: bool,
-    quiet: bool,
-    strict: bool = False,
-    warnings: Sequence[str] = (),
-) -> int:
-    """Run what was prepared, show and seal it; returns the exit code.
-
-    ``warnings`` are what speaks against measuring here and now: told, and under ``strict`` the end of it.
-    """
-    for warning in warnings:
-        note(out, warning)
-    if strict and warnings:
-        note(out, "--strict: nothing was measured in such an environment")
-        return EXIT_UNFIT
+def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool, strict: bool = False) -> int:
+    """Run what was prepared, show and seal it; returns the exit code. Under ``strict`` nothing is measured where
+    something speaks against it beforehand. Raises UnfitError where another run measures one of its GPUs."""
     resume = f"everything finished is saved. Go on with: {_resume(prepared)}"
     try:
-        outcome = _measure(prepared, out, quiet)
+        outcome = _measure(prepared, out, quiet, strict)
     except KeyboardInterrupt:  # before the first job, or between two steps
         note(out, f"interrupted; {resume}")
         return 128 + signal.SIGINT
@@ -57,12 +42,19 @@ def execute(
     return _verdict(finished.records, outcome, out, strict)
 
 
-def _measure(prepared: launch.Launch, out: Console, quiet: bool) -> Outcome:
+def _measure(prepared: launch.Launch, out: Console, quiet: bool, strict: bool) -> Outcome:
     outline = _outline(prepared)
     if not quiet:
         out.print(outline_box(outline))
-    with Display(out, outline, quiet) as display:
-        return launch.execute(prepared, local.run, display)
+    with device_lock.held(outline.devices):
+        warnings = fitness.warnings(outline.devices)
+        if strict and warnings:
+            raise UnfitError(f"--strict: {'; '.join(warnings)}")
+        for line in [*warnings, fitness.absent(outline.devices)]:
+            if line:
+                note(out, line)
+        with Display(out, outline, quiet) as display:
+            return launch.execute(prepared, local.run, display)
 
 
 def _show(finished: store.Run, out: Console, *, sealed: bool, report: bool) -> None:

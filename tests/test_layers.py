@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 
 # The layers of DESIGN.md, lowest first; a package stands for all of its modules.
 LAYERS = (
-    ("errors", "spec", "stats", "cost", "collector"),
-    ("record", "presets", "suite", "disk", "generation"),
-    ("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
+    ("errors", "spec", "stats", "cost", "collector", "device_loss"),
+    ("record", "presets", "suite", "disk", "generation", "nvml"),
+    ("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks", "fitness", "device_lock"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify"),

@@ -41,9 +41,7 @@ def eventually(empty: object, seconds: float = 5.0) -> bool:
 def test_a_worker_that_prints_for_ever_is_killed_at_its_deadline_and_fills_nothing() -> None:
     worker = local.Worker(job("babbles"), [PLUGIN])
     begun = time.monotonic()
-    record = worker.measure(
-        Visit(job=job("babbles")), msgspec.structs.replace(BUDGET, timeout_s=1.0), lambda: False
-    )
+    record = worker.measure(Visit(job=job("babbles")), msgspec.structs.replace(BUDGET, timeout_s=1.0), lambda: False)
     assert record.status == "timeout"
     assert 0.95 < time.monotonic() - begun < 4
     worker.log.drain()

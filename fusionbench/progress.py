@@ -188,5 +188,6 @@ def outcome(record: Record) -> str:
     """The median with its interval, or what went wrong."""
     if record.time is None:
         return f"{record.status}: {record.reason}" if record.status != "ok" else "ok"
-    middle, low, high = (x / record.time.loops / 1e6 for x in median_interval(record.time.samples_ns))
+    found = median_interval(record.time.calls_ns, record.time.rounds)
+    middle, low, high = (value / record.time.loops / 1e6 for value in found)
     return f"{middle:.4g} ms [{low:.4g}, {high:.4g}]"

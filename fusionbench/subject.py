@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from .record import Costs
 from .registry import Inputs
 from .spec import Case, Job
 
+# Groups of features that change their signs in turn: 2 to this power turns pass before the signs come back.
+SIGN_GROUPS = 8
+
 _TORCH_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -28,6 +32,7 @@ class Subject:
     inputs: Inputs
     training: bool
     optimizer: torch.optim.Optimizer | None = None  # of mode step
+    turns: Iterator[int] = field(default_factory=functools.partial(itertools.count, 1))  # numbers of the next ones
 
     def call(self) -> tuple[Tensor, ...]:
         """The outputs; in training the gradients of inputs and parameters, in mode step after a step."""
@@ -55,6 +60,22 @@ class Subject:
             leaf.grad = None
         return found
 
+    def turn(self) -> None:
+        """Change the values of the inputs in place, so that no result of the values before is right for them.
+
+        Memory, distribution, masks and version counters stay: captured graphs go on, and what was cached by address or
+        by version is stale. Tokens move on by one row, and a group of features changes its sign, without which a mean
+        over tokens would stay what it was; ids and numbers of one sign are reflected inside their range. Keys and
+        values of a cache, whose order means nothing to attention, change signs only. 0.3 ms for 1.8 MB of fp32, 8 ms
+        for 19 MB (M1).
+        """
+        number = next(self.turns)
+        for offset, t in enumerate(self._inputs()):
+            _roll(t)
+            _reflect(t, number + offset)  # not the same features in both: a product would keep its sign
+        for t in itertools.chain.from_iterable(self.inputs.cache):
+            _group(t, number).neg_()
+
     @functools.cached_property
     def cotangents(self) -> list[Tensor]:
         """What every timed backward pass begins with; made once, so that it is in no timing."""
@@ -74,6 +95,10 @@ class Subject:
     def inputs_dtype(self) -> torch.dtype:
         return next((t.dtype for t in self._inputs() if t.is_floating_point()), torch.float32)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.inputs.tensors()).device
+
     def _inputs(self) -> list[Tensor]:
         return [t for t in (self.inputs.image, self.inputs.text) if t is not None]
 
@@ -83,6 +108,39 @@ class Subject:
         held = [*self.module.parameters(), *self.module.buffers(), *self.inputs.tensors()]
         held += [t for state in states for t in state.values() if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in held)
+
+
+def _roll(t: Tensor) -> None:
+    """Move features [..., W] on by one row, over the ends of samples too, and ids by one place."""
+    data = _written_once(t)
+    rows = data.flatten(0, -2) if t.is_floating_point() and t.dim() > 1 else data.flatten()
+    data.copy_(rows.roll(1, 0).view(data.shape))
+
+
+def _reflect(t: Tensor, number: int) -> None:
+    """Change the signs of a group of features; where all numbers have one sign or are ids, make x low + high - x."""
+    if t.dtype == torch.bool or t.is_complex():
+        return
+    low, high = t.data.aminmax()
+    part = _group(t, number) if t.is_floating_point() else _written_once(t)
+    if t.is_floating_point() and (bool(low < 0) == bool(high > 0) or bool(low == high)):
+        part.neg_()
+    else:
+        part.copy_((low + high - part).clamp_(low, high))
+
+
+def _group(t: Tensor, number: int) -> Tensor:
+    """The features whose signs change in turn ``number``: Gray's code, so that the signs do not come back soon."""
+    data = _written_once(t)
+    width = data.shape[-1]
+    groups = min(SIGN_GROUPS, max(2, width // SIGN_GROUPS), width)
+    return data[..., ((number & -number).bit_length() - 1) % groups :: groups]
+
+
+def _written_once(t: Tensor) -> Tensor:
+    """The memory of ``t`` without its version counter and its history, every element of an expanded tensor once."""
+    data: Tensor = t.data if t.dim() else t.data.view(1)
+    return data[tuple(slice(1) if stride == 0 else slice(None) for stride in data.stride())]
 
 
 def cotangents(outputs: Sequence[Tensor], rounded: torch.dtype) -> list[Tensor]:
@@ -100,11 +158,12 @@ def compute_dtype(case: Case) -> torch.dtype:
 
 
 def build(job: Job, impl: str, backend: Backend, seed: int, inputs_seed: int | None = None) -> Subject:
-    """The prepared module with random weights, determined by ``seed``, and inputs, by ``inputs_seed`` (or ``seed``)."""
+    """The prepared module with random weights from ``seed`` and random inputs from ``inputs_seed`` (None: ``seed``)."""
     strategy, case, dtype = registry.get(job.strategy), job.case, compute_dtype(job.case)
     torch.manual_seed(seed)
     module = strategy.module(case, impl).to(device=case.device, dtype=dtype)
-    inputs = make_inputs(strategy, case, seed if inputs_seed is None else inputs_seed, dtype, torch.device(case.device))
+    of_inputs = seed if inputs_seed is None else inputs_seed
+    inputs = make_inputs(strategy, case, of_inputs, dtype, torch.device(case.device))
     prepared = backend.prepare(module.train(case.training))
     return Subject(prepared, inputs, case.training, adamw(prepared, case) if case.mode == "step" else None)
 
@@ -127,10 +186,16 @@ def twin(job: Job, seed: int, dtype: torch.dtype, inputs: Inputs) -> Subject:
         registry.get(job.strategy).module(case, "eager").to(device=case.device, dtype=compute_dtype(case)).to(dtype)
     )
 
+    return recast(Subject(module.train(case.training), inputs, case.training), dtype, inputs)
+
+
+def recast(subject: Subject, dtype: torch.dtype, inputs: Inputs) -> Subject:
+    """The same module in another dtype, in place, with these inputs in it."""
+
     def cast(t: Tensor) -> Tensor:
         return t.detach().to(dtype).requires_grad_(t.requires_grad) if t.is_floating_point() else t
 
-    return Subject(module.train(case.training), inputs.each(cast), case.training)
+    return Subject(subject.module.to(dtype), inputs.each(cast), subject.training)
 
 
 def select(inputs: Inputs, samples: Tensor) -> Inputs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,8 @@ from .attention import in_chunks
 from .meters import accuracy
 from .record import Accuracy, Deviation
 from .registry import Inputs
-from .spec import Budget, Job, Shape
-from .subject import Subject, compute_dtype, cotangents, select, twin
+from .spec import Budget, Case, Job, Shape
+from .subject import Subject, compute_dtype, cotangents, recast, select, twin
 
 # The reference is computed for as many samples of the batch as it can afford: about half a second of fp64 on one
 # CPU core (37 GFLOP/s measured).
@@ -24,22 +26,27 @@ class ReferenceFailed(Exception):  # noqa: N818 - the job did not fail
     """The reference or the yardstick could not be computed, which says nothing about the job."""
 
 
-def check(job: Job, subject: Subject, budget: Budget) -> tuple[Accuracy, str | None]:
+def check(job: Job, subject: Subject, budget: Budget, at_most: int | None = None) -> tuple[Accuracy | None, str | None]:
     """The errors against the reference, and the reason why the result is wrong (None: it is right).
 
-    The subject runs on its whole batch, as it is timed; the samples that are compared are spread over it.
+    The subject runs on its whole batch, as it is timed; the samples that are compared, ``at_most`` so many, are spread
+    over it. There are no errors where the result and the reference are not of one shape and dtype.
     """
     outputs, batch = subject.outputs(), job.case.shape.batch
-    affordable = affordable_samples(job)
+    affordable = min(at_most or batch, affordable_samples(job))
     # A strategy that compares the samples of a batch with each other has outputs that only the whole batch gives.
     for samples in dict.fromkeys((affordable, batch)):
         chosen = torch.linspace(0, batch - 1, samples, device=outputs[0].device).round().long()
+        if at_most:  # seen from the other end: one sample is the last, where the first was compared before
+            chosen = (batch - 1 - chosen).flip(0)
         pairs = _pairs(job, subject, budget, outputs, chosen)
         if [t.shape for t in pairs[0][0]] == [t.shape for t in pairs[0][1]]:
             break
     else:
         shapes = [[tuple(t.shape) for t in tensors] for tensors in pairs[0][:2]]
-        raise RuntimeError(f"output shapes {shapes[0]} differ from the reference's {shapes[1]}")
+        return None, f"output shapes {shapes[0]} differ from the reference's {shapes[1]}"
+    if (unlike := _unlike(pairs[0][0], pairs[0][2], job.case)) is not None:
+        return None, unlike
     found, problem = _judge(job, budget, pairs[0], OUTPUT_FACTOR, "output")
     gradient: tuple[Deviation, Deviation] | tuple[None, None] = (None, None)
     if len(pairs) > 1:
@@ -58,6 +65,23 @@ def check(job: Job, subject: Subject, budget: Budget) -> tuple[Accuracy, str | N
     return errors, problem
 
 
+def _unlike(results: Sequence[Tensor], yardsticks: Sequence[Tensor], case: Case) -> str | None:
+    """Why the outputs are no tensors such as eager PyTorch's, whose dtype must not be coarser than the job's."""
+    own = compute_dtype(case)
+    for number, (result, yardstick) in enumerate(zip(results, yardsticks, strict=True), 1):
+        if result.device != yardstick.device:
+            return f"output {number} is on '{result.device}', and the job on '{yardstick.device}'"
+        if result.dtype != yardstick.dtype:
+            return f"output {number} is {_name(result.dtype)}, and eager's is {_name(yardstick.dtype)}"
+        if result.is_floating_point() and torch.finfo(result.dtype).eps > torch.finfo(own).eps:
+            return f"output {number} is {_name(result.dtype)}, coarser than the job's {_name(own)}"
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 Triple = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]  # result, truth, yardstick
 
 
@@ -65,28 +89,38 @@ def _pairs(
     job: Job, subject: Subject, budget: Budget, outputs: tuple[Tensor, ...], chosen: Tensor
 ) -> tuple[Triple, ...]:
     """(result, truth, yardstick) of the outputs and, in training, of the gradients, at the chosen samples."""
-    inputs, own = select(subject.inputs, chosen), compute_dtype(job.case)
-    results = [tuple(t[chosen] for t in outputs)]
+    batch, own = job.case.shape.batch, compute_dtype(job.case)
+    results = [tuple(t[chosen] if t.shape[:1] == (batch,) else t for t in outputs)]
     try:
-        truth = _twin(job, subject, budget, _reference_dtype(job, len(chosen)), inputs)
-        yardstick = _twin(job, subject, budget, own, inputs)
+        truth, yardstick = _references(job, budget, _reference_dtype(job, len(chosen)), select(subject.inputs, chosen))
     except (RuntimeError, MemoryError) as error:
         raise ReferenceFailed(f"the reference could not be computed: {error}") from error
     if subject.training and [t.shape for t in results[0]] == [t.shape for t in truth[0]]:
         weights = [torch.zeros_like(t) for t in outputs]
         for weight, rows in zip(weights, cotangents(results[0], own), strict=True):
-            weight[chosen] = rows
+            weight[chosen if weight.shape[:1] == (batch,) else ...] = rows
         gradients = subject.gradients(outputs, weights)
         results.append(tuple(g[chosen] if i < subject.rows else g for i, g in enumerate(gradients)))
     return tuple(zip(results, truth, yardstick, strict=False))
 
 
-def _twin(job: Job, subject: Subject, budget: Budget, dtype: torch.dtype, inputs: Inputs) -> list[tuple[Tensor, ...]]:
-    """Outputs and, in training, gradients of the same weights through eager attention in ``dtype``."""
+Results = list[tuple[Tensor, ...]]  # outputs and, in training, gradients
+
+
+def _references(job: Job, budget: Budget, dtype: torch.dtype, inputs: Inputs) -> tuple[Results, Results]:
+    """Results of the same weights through eager attention: the truth in ``dtype``, then the yardstick.
+
+    One module serves both: weights that were rounded to the job's dtype come back to it exactly.
+    """
+    other = twin(job, budget.seed, dtype, inputs)
+    truth = _result(job, other)
+    return truth, _result(job, recast(other, compute_dtype(job.case), inputs))
+
+
+def _result(job: Job, other: Subject) -> Results:
     with in_chunks():
-        other = twin(job, budget.seed, dtype, inputs)
         outputs = other.outputs()
-        if not subject.training:
+        if not other.training:
             return [outputs]
         gradients = other.gradients(outputs, cotangents(outputs, compute_dtype(job.case)))
         return [tuple(t.detach() for t in outputs), gradients]  # else they would keep the module's weights

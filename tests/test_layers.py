@@ -15,13 +15,17 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 LAYERS = (
     ("errors", "spec", "stats", "cost", "collector", "device_loss"),
     ("record", "presets", "suite", "disk", "generation", "nvml"),
-    ("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks", "fitness", "device_lock"),
+    (
+        *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
+        *("fitness", "device_lock", "roofline"),
+    ),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
-    ("footprint", "matching", "plan", "meters", "subject", "verify"),
-    ("worker", "schedule", "runner", "engines"),
-    ("report", "export", "sealed", "launch", "inspection", "claims"),
-    ("terminal", "progress", "present", "findings"),
+    ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
+    ("measuring", "schedule"),
+    ("worker", "runner", "engines"),
+    ("report", "export", "sealed", "launch", "inspection", "claims", "doctor", "profiling"),
+    ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),
     ("session", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -48,6 +52,8 @@ SAME_ROOM = {
     ("matching", "plan"),
     ("subject", "verify"),
     ("meters", "verify"),
+    ("subject", "honesty"),
+    ("verify", "honesty"),
     ("report", "export"),
     ("report", "sealed"),
     ("terminal", "present"),
@@ -56,7 +62,6 @@ SAME_ROOM = {
     ("cli", "__main__"),
     ("errors", "spec"),
     ("rounds", "store"),
-    ("schedule", "runner"),
     ("record", "disk"),
 }
 HEAVY = {"torch", "pandas", "plotly", "scipy", "rich", "jinja2", "pyarrow"}

@@ -15,7 +15,7 @@ from fusionbench.spec import Budget, Case, Job, Shape, Visit
 
 PLUGIN = str(Path(__file__).with_name("faulty.py"))
 SHAPE = Shape(batch=1, image=3, text=2, image_width=8, text_width=8, width=8, heads=1)
-BUDGET = Budget(measure_s=0.02, warmup_s=0.0, min_samples=6, max_samples=20, timeout_s=30)
+BUDGET = Budget(measure_s=0.02, warmup_s=0.0, min_samples=6, max_samples=20, timeout_s=30, rounds=1)
 
 
 def job(strategy: str, backend: str = "eager") -> Job:

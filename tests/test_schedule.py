@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import msgspec
@@ -109,5 +110,5 @@ def test_a_resumed_run_goes_on_with_the_rounds_that_are_missing() -> None:
 def test_on_cuda_the_jobs_of_one_process_follow_each_other() -> None:
     jobs = [job(image, strategy, "cuda") for strategy in "abc" for image in range(1, 5)]
     strategies = [visit.job.strategy for visit in visited(Agenda(jobs, Budget(rounds=1), 1))]
-    changes = sum(one != other for one, other in zip(strategies, strategies[1:], strict=False))
+    changes = sum(one != other for one, other in itertools.pairwise(strategies))
     assert changes == 2

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import util
+from pathlib import Path
 
 from fusionbench import cli
 
@@ -27,7 +28,7 @@ def spawn_or_fork(path: bytes, arguments: list[bytes], passed: list[int]) -> int
         return spawn(path, arguments, passed)
     if pid := os.fork():
         return pid
-    for file in map(int, os.listdir("/proc/self/fd")):
+    for file in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
         if file > 2 and file not in passed:
             with suppress(OSError):  # the one that listed the folder
                 os.close(file)
@@ -53,11 +54,16 @@ def run(arguments: list[str]) -> int:
     os._exit(int(code or 0))
 
 
+def say(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
 if __name__ == "__main__":
     util.spawnv_passfds = spawn_or_fork  # type: ignore[assignment]
     importlib.import_module("fusionbench.engines.nursery")
     importlib.import_module("fusionbench.session")
     for line in sys.stdin:
         child = run(json.loads(line))
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        say(child)
+        say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -61,6 +61,11 @@ class Monitor:
             self._gpu = None
             self._session.close()
 
+    def restart(self) -> None:
+        """What was until now belongs to no block."""
+        if self._gpu is not None:
+            self._before = self._gpu.state()
+
     def throttled(self) -> bool:
         """Whether something held the clocks down since the last look (see nvml.throttling)."""
         if self._gpu is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -17,9 +19,14 @@ _TELLING = re.compile(
     r"_scaled_dot_product\w+|_(flash|efficient|cudnn)_attention\w*|_int_mm\b|flex_attention|Torch-Compiled"
 )
 
+# What a warm call may keep without a word: allocations of torch's own and of Python's are far below it.
+LEAK_BYTES = 1 << 20
 
-def measure(call: Callable[[], object], device: torch.device, resting_bytes: int) -> tuple[Memory, tuple[str, ...]]:
-    """Peak bytes that ``call`` allocates on ``device``, and the telling ops it ran.
+Found = tuple[Memory, tuple[str, ...], tuple[str, ...]]
+
+
+def measure(call: Callable[[], object], device: torch.device, resting_bytes: int) -> Found:
+    """Peak bytes that ``call`` allocates on ``device``, the telling ops it ran, and a note of what it does not free.
 
     CUDA: the caching allocator's peak after a warm call, so that cuBLAS workspaces are not counted.
     CPU: the running sum of the profiler's allocation events, temporaries inside ops included.
@@ -30,15 +37,32 @@ def measure(call: Callable[[], object], device: torch.device, resting_bytes: int
         torch.cuda.reset_peak_memory_stats(device)
         call()
         torch.cuda.synchronize(device)
-        peak = torch.cuda.max_memory_allocated(device) - before
-        ops = trace(call)[1]
-        return Memory(peak_bytes=peak, resting_bytes=resting_bytes, meter="cuda_allocator"), ops
-    peak, ops = trace(call)
-    return Memory(peak_bytes=peak, resting_bytes=resting_bytes, meter="cpu_profiler"), ops
+        peak, kept = torch.cuda.max_memory_allocated(device) - before, torch.cuda.memory_allocated(device) - before
+        ops = trace(call)[2]
+    else:
+        peak, kept, ops = trace(call)
+    if kept >= LEAK_BYTES:  # or is it a cycle, which the collector frees?
+        kept = min(kept, _kept(call, device))
+    note = f"keeps {kept / 1e6:.3g} MB more with each call"
+    meter: Literal["cuda_allocator", "cpu_profiler"] = "cuda_allocator" if device.type == "cuda" else "cpu_profiler"
+    used = Memory(peak_bytes=peak, resting_bytes=resting_bytes, meter=meter)
+    return used, ops, (note,) if kept >= LEAK_BYTES else ()
 
 
-def trace(call: Callable[[], object]) -> tuple[int, tuple[str, ...]]:
-    """(peak bytes on the CPU, names of telling ops and of our Triton kernels) of one call under torch.profiler."""
+def _kept(call: Callable[[], object], device: torch.device) -> int:
+    """The bytes that are not free after another call and the collector's round."""
+    gc.collect()
+    if device.type == "cpu":
+        return trace(lambda: (call(), gc.collect()))[1]
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    gc.collect()
+    return torch.cuda.memory_allocated(device) - before
+
+
+def trace(call: Callable[[], object]) -> tuple[int, int, tuple[str, ...]]:
+    """(peak bytes on the CPU, bytes kept at the end, names of telling ops and of our Triton kernels) of one call."""
     activities = [ProfilerActivity.CPU]
     with profile(activities=activities, profile_memory=True, acc_events=False) as session, watching() as launched:
         call()
@@ -50,4 +74,4 @@ def trace(call: Callable[[], object]) -> tuple[int, tuple[str, ...]]:
             total += event.nbytes()
             peak = max(peak, total)
     names = {match.group(0) for e in events if (match := _TELLING.search(e.name()))}
-    return peak, tuple(sorted(names | {f"triton:{name}" for name in launched}))
+    return peak, total, tuple(sorted(names | {f"triton:{name}" for name in launched}))

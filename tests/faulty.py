@@ -174,10 +174,11 @@ class Confined(Cat):
 
 @strategy("runs_out", impls=("eager",), cost=lambda case, impl: Cost(params=case.shape.text))
 class RunsOut(Cat):
-    """Runs out of the memory of a GPU with 3 text tokens and more."""
+    """Runs out of the memory of a GPU, which takes 2 text tokens, or as many as a file beside this one says."""
 
     def forward(self, image: Tensor, text: Tensor, image_mask: object = None, text_mask: object = None) -> Tensor:
-        if text.shape[1] > 2:
+        room = Path(__file__).with_name("room")
+        if text.shape[1] > int(room.read_text() if room.exists() else "2"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return super().forward(image, text)
 

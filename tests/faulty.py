@@ -172,17 +172,6 @@ class Confined(Cat):
         torch.ones(1 << 31, dtype=torch.uint8)
 
 
-@strategy("runs_out", impls=("eager",), cost=lambda case, impl: Cost(params=case.shape.text))
-class RunsOut(Cat):
-    """Runs out of the memory of a GPU, which takes 2 text tokens, or as many as a file beside this one says."""
-
-    def forward(self, image: Tensor, text: Tensor, image_mask: object = None, text_mask: object = None) -> Tensor:
-        room = Path(__file__).with_name("room")
-        if text.shape[1] > int(room.read_text() if room.exists() else "2"):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().forward(image, text)
-
-
 @strategy("half_an_answer", impls=("eager",), cost=nothing)
 class HalfAnAnswer(Cat):
     """Dies while it sends its record."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
@@ -126,6 +125,24 @@ def test_a_suite_for_devices_that_are_not_here_is_no_success(
 
 # Out of memory
 
+TIGHT = """
+from pathlib import Path
+import torch
+from fusionbench.cost import Cost
+from fusionbench.registry import strategy
+
+@strategy("tight", impls=("eager",), cost=lambda case, impl: Cost(params=case.shape.text))
+class Tight(torch.nn.Module):
+    'Runs out of the memory of a GPU, which takes as many text tokens as a file says.'
+    def __init__(self, case, impl):
+        super().__init__()
+
+    def forward(self, image, text, image_mask=None, text_mask=None):
+        if text.shape[1] > int(Path(__file__).with_name("room").read_text()):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return torch.cat([image, text], dim=1)
+"""
+
 
 def test_what_is_larger_than_a_job_that_ran_out_of_memory_is_not_tried() -> None:
     tried: list[int] = []
@@ -179,13 +196,15 @@ def test_implied_failures_are_measured_once_the_smaller_one_fits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, 8, '"runs_out"')
-    arguments = ("--plugin", shutil.copy(PLUGIN, tmp_path), "-q")
+    written(tmp_path, 8, '"tight"')
+    (tmp_path / "tight.py").write_text(TIGHT)
+    (tmp_path / "room").write_text("2")
+    arguments = ("--plugin", "tight.py", "-q")
     assert call("run", "faulty.toml", *arguments, capsys=capsys, monkeypatch=monkeypatch)[0] == 3
     run = only_run(tmp_path)
     found = {record.job.case.shape.text: record for record in measured(run)}
     assert [found[text].status for text in range(1, 9)] == ["ok"] * 2 + ["oom"] * 6
-    assert "CUDA out of memory" in found[3].reason or found[3].reason.startswith("not run: runs_out/eager/")
+    assert "CUDA out of memory" in found[3].reason or found[3].reason.startswith("not run: tight/eager/")
     (tmp_path / "room").write_text("6")
     call("resume", str(run), *arguments, "--retry-failed", capsys=capsys, monkeypatch=monkeypatch)
     found = {record.job.case.shape.text: record for record in measured(run)}

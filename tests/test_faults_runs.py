@@ -90,12 +90,6 @@ def assert_nobody_is_left(leader: int, seconds: float = 2.0) -> None:
     assert session_of(leader) == []
 
 
-def killed(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.communicate(timeout=10)
-    assert_nobody_is_left(process.pid)
-
-
 def rounds_stored(run: Path) -> Counter[tuple[str, int]]:
     """How often the shards hold each round of each job."""
     contents = shard.Contents()
@@ -169,11 +163,33 @@ def again(tmp_path: Path) -> list[str]:
 def test_a_killed_run_takes_a_hanging_job_and_its_children_along(tmp_path: Path) -> None:
     written(tmp_path, 1, '"breeds_and_hangs"')
     process = started("run", "faulty.toml", "-q", "--plugin", PLUGIN, cwd=tmp_path)
+    wait_for_the_child(process.pid)
+    process.kill()
+    process.communicate(timeout=10)
+    assert_nobody_is_left(process.pid)
+
+
+def test_ctrl_c_twice_ends_a_hanging_job_at_once(tmp_path: Path, warm: subprocess.Popen[str]) -> None:
+    written(tmp_path, 1, '"breeds_and_hangs"')
+    leader = begin(warm, *again(tmp_path))
+    wait_for_the_child(leader)
+    begun = time.monotonic()
+    os.kill(leader, signal.SIGINT)
+    time.sleep(0.1)
+    os.kill(leader, signal.SIGINT)
+    assert end(warm) == 130
+    assert time.monotonic() - begun < 4  # the grace after one Ctrl-C is 5 s
+    assert_nobody_is_left(leader)
+    (run,) = tmp_path.glob("r/*/")
+    assert measured(run) == []
+
+
+def wait_for_the_child(leader: int) -> None:
+    """Until the strategy of that name has started its process."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not [p for p in session_of(process.pid) if b"61.25" in command(p)]:
-        time.sleep(0.02)
-    assert [p for p in session_of(process.pid) if b"61.25" in command(p)]
-    killed(process)
+    while not any(b"61.25" in command(process) for process in session_of(leader)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def command(process: int) -> bytes:

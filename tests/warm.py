@@ -1,7 +1,7 @@
 """Command lines forked from one process that has everything imported: 20 of them start in the time of two.
 
-Reads commands from stdin, one JSON array of arguments a line, and runs each in a session of its own. Prints its pid
-and, when it has ended, its exit code. Its fork server is forked, too; it is the real one otherwise.
+Reads commands from stdin, one JSON array of folder and arguments a line, and runs each there, in a session of its own.
+Prints its pid and, when it has ended, its exit code. Its fork server is forked, too; it is the real one otherwise.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ def spawn_or_fork(path: bytes, arguments: list[bytes], passed: list[int]) -> int
     os._exit(0)
 
 
-def run(arguments: list[str]) -> int:
+def run(folder: str, arguments: list[str]) -> int:
     """Fork a command line; returns its pid."""
     if pid := os.fork():
         return pid
     os.setsid()
+    os.chdir(folder)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.argv = ["fusionbench", *arguments]
     code: int | str | None = 0
@@ -64,6 +65,7 @@ if __name__ == "__main__":
     importlib.import_module("fusionbench.engines.nursery")
     importlib.import_module("fusionbench.session")
     for line in sys.stdin:
-        child = run(json.loads(line))
+        where, *command = json.loads(line)
+        child = run(where, command)
         say(child)
         say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

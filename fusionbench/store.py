@@ -32,7 +32,7 @@ from .errors import DamagedError, StoreError, printable
 from .record import FAILED, Environment, Record, Roofline
 from .rounds import done
 from .shard import Contents, Identity, Item, ShardWriter, read_shard, shard_number
-from .spec import Budget, Name
+from .spec import Budget, Name, Natural
 
 VERSION = 2  # of the manifest; a reader refuses a newer one
 MAX_MANIFEST = MAX_SUITE = 1 << 20
@@ -57,6 +57,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     plugins: tuple[str, ...] = ()  # paths as the user gave them
     order_seed: int = 0  # of the order in which jobs are visited
     planned: int | None = None  # jobs in the plan, skips included; None where nobody counted
+    number: Natural = 0  # above those of the runs that were in its folder when it began: their order needs no clock
     fusionbench: str = ""
 
 
@@ -97,6 +98,7 @@ def new_manifest(
     plugins: Sequence[str] = (),
     order_seed: int = 0,
     planned: int | None = None,
+    number: int = 0,
 ) -> Manifest:
     """The manifest of a run that starts now, under a fresh id."""
     now = datetime.now(UTC)
@@ -113,6 +115,7 @@ def new_manifest(
         plugins=tuple(map(_encodable, plugins)),
         order_seed=order_seed,
         planned=planned,
+        number=number,
         fusionbench=__version__,
     )
 
@@ -254,7 +257,13 @@ def runs(results: Path, *, ignored: Callable[[str], object] = lambda reason: Non
                     found[path] = read_manifest(path)
                 except StoreError as error:
                     ignored(str(error))
-    return dict(sorted(found.items(), key=lambda entry: (entry[1].created_at, entry[0].name), reverse=True))
+    age = {path: (manifest.number, manifest.created_at, path.name) for path, manifest in found.items()}
+    return {path: found[path] for path in sorted(found, key=age.__getitem__, reverse=True)}
+
+
+def next_number(results: Path) -> int:
+    """The number of a run that begins now: a clock that was set back does not make it older than the others."""
+    return min(1 + max((manifest.number for manifest in runs(results).values()), default=0), 2**31 - 1)
 
 
 def latest(

@@ -15,7 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 LAYERS = (
     ("errors", "spec", "stats", "cost", "collector", "device_loss"),
     ("record", "presets", "suite", "disk", "generation", "nvml"),
-    ("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "fitness", "device_lock", "roofline"),
+    (
+        *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
+        *("fitness", "device_lock", "roofline"),
+    ),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),

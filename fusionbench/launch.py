@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from . import backends, registry, store, suite
+from .ceilings import Ceilings, Prober
 from .disk import locked
 from .environment import capture, differences
 from .errors import FusionbenchError, StoreError, UnstoredError, printable
@@ -226,12 +227,21 @@ def _continued(
     return Launch(plan, budget, tuple(plugins), environment, earlier.path, finished, begun, seed)
 
 
-def execute(launch: Launch, engine: Engine, listener: Listener) -> Outcome:
-    """Store a record for every skip, then measure what remains. What the run's folder does not take is saved elsewhere:
+def execute(
+    launch: Launch,
+    engine: Engine,
+    listener: Listener,
+    prober: Prober = lambda probes: iter(()),
+    note: Callable[[str], object] = lambda text: None,
+) -> Outcome:
+    """Store a record for every skip, then measure what remains, below the ceilings that ``prober`` finds. What the
+    run's folder does not take is saved elsewhere:
     UnstoredError says where."""
     with locked(launch.folder), store.Writer(launch.folder, launch.environment) as writer, _rescued(writer):
         skips = (item for item in launch.remaining() if isinstance(item, Skip))
         skipped = writer.append_all(_skip_record(skip, launch.environment) for skip in skips)
+        ceilings = Ceilings(prober, writer.append, note, launch.budget.threads, launch.environment.id)
+        ceilings.prepare(launch.jobs())
         outcome = run(
             launch.jobs(),
             engine,
@@ -244,6 +254,7 @@ def execute(launch: Launch, engine: Engine, listener: Listener) -> Outcome:
             begun=launch.partly(),
             size=footprint,
             source=_source,
+            judged=ceilings.judged,
         )
         if not writer.path.exists():
             raise StoreError(f"run '{printable(str(launch.folder))}' was moved or removed while it was measured")

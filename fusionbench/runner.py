@@ -87,12 +87,14 @@ def run(
     begun: Mapping[str, Record] | None = None,
     size: Callable[[Job], float] | None = None,
     source: Callable[[Job], str] = lambda job: "",
+    judged: Callable[[Record], Record] = lambda record: record,
 ) -> Outcome:
     """Visit every job in rounds and store each record the moment it is there; the last one of a job counts.
 
     ``seed`` decides the order, ``begun`` are the records by key of jobs that an earlier attempt has left unfinished.
     With ``size``, the bytes that a job needs, larger ones than one that ran out of memory are not tried; ``source``
-    is the hash of a job's code, for records of workers that died before they could tell it.
+    is the hash of a job's code, for records of workers that died before they could tell it; ``judged`` has the last
+    word on a record that is ok.
     The first SIGINT or SIGTERM lets the running job finish its sample and begins no other; the second ends
     the run at once. Either way everything finished has been stored, and what ``store`` raises ends the run, too.
     """
@@ -100,7 +102,7 @@ def run(
 
     def keep(visit: Visit, measured: Record) -> None:
         measured = measured if measured.source else replace(measured, source=source(visit.job))
-        record = remarked(agenda.join(visit, complete(measured, environment)))
+        record = remarked(agenda.join(visit, judged(complete(measured, environment))))
         store(record)
         finished = done(record, budget)
         outcome.statuses[record.status] += finished

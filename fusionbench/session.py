@@ -54,7 +54,7 @@ def _measure(prepared: launch.Launch, out: Console, quiet: bool, strict: bool) -
             if line:
                 note(out, line)
         with Display(out, outline, quiet) as display:
-            return launch.execute(prepared, local.run, display)
+            return launch.execute(prepared, local.run, display, local.probe, lambda line: note(out, line))
 
 
 def _show(finished: store.Run, out: Console, *, sealed: bool, report: bool) -> None:

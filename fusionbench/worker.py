@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -44,6 +45,10 @@ def _answer(request: Request, interrupt: Interrupt) -> bytes:
         return encode_record(measure(request.visit, request.budget, interrupt))
     if request.probe is not None:
         probe = request.probe
-        found = roofline.measure(probe.device, probe.dtype, probe.threads, probe.environment)
+        try:
+            found = roofline.measure(probe.device, probe.dtype, probe.threads, probe.environment)
+        except Exception as error:  # whoever asked goes on without one, and says why
+            traceback.print_exc()
+            return msgspec.json.encode(f"{type(error).__name__}: {error}".partition("\n")[0])
         return msgspec.json.encode(found)
     raise ValueError("a request asks for nothing")

@@ -22,7 +22,7 @@ LAYERS = (
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
-    ("measuring", "schedule"),
+    ("measuring", "schedule", "ceilings"),
     ("worker", "runner", "engines"),
     ("report", "export", "sealed", "launch", "inspection", "claims", "doctor", "profiling"),
     ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),

@@ -19,13 +19,15 @@ from time import monotonic
 
 import msgspec
 
-from ..record import Record, Status, decode_record
+from ..record import Record, Roofline, Status, decode_record
+from ..roofline import Probe
 from ..spec import Budget, Job, Visit
 from . import family
 from .log import Log
 
 WORKER = "fusionbench.worker"  # started by name: the runner never imports it
 NURSERY = "fusionbench.engines.nursery"
+PROBE_S = 60.0  # for one roofline: half a second on a quiet machine
 INTERRUPT_GRACE_S = 5.0  # after Ctrl-C, how long a running job may take to finish its sample
 LOOK_S = 0.25  # how late Ctrl-C may be noticed; an answer wakes us at once
 ASLEEP_S = 1.5  # a look that comes so late: this process was stopped, as by Ctrl-Z, and the worker perhaps with it
@@ -45,6 +47,8 @@ def start_server() -> None:
     """Start the fork server now, so that it imports torch while the plan is made."""
     # Else torch asks the CUDA driver itself whether there is a device, after which no fork may use it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    # NVML counts GPUs by bus, CUDA the fastest first: the wrong one would be watched and locked.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     _context.set_forkserver_preload([NURSERY])
     # Blocked until a worker listens: Ctrl-C reaches the whole process group, and the server is still importing.
     resource_tracker.ensure_running()  # first: when it starts, it unblocks these signals
@@ -87,7 +91,7 @@ def run(
             if device in held and not held[device].serves(job):
                 held.pop(device).close()
             if device not in held:
-                held[device] = Worker(job, plugins)
+                held[device] = Worker(_serving(job), plugins)
             started(job)
             try:
                 record = held[device].measure(visit, budget, stopping)
@@ -101,11 +105,27 @@ def run(
             worker.close()
 
 
+def probe(probes: Sequence[Probe]) -> Iterator[tuple[Probe, Roofline | str]]:
+    """What devices can do at best, each in a process of its own, or why that could not be found out."""
+    start_server()
+    for device in dict.fromkeys(each.device for each in probes):
+        worker = Worker(("", "", device), ())
+        try:
+            for each in probes:
+                if each.device == device:
+                    yield each, worker.probe(each)
+        finally:
+            worker.close()
+
+
+Serving = tuple[str, str, str]  # strategy, backend, device
+
+
 class Worker:
     """One process. On CUDA it may serve every job of one strategy and backend, as a context costs about a second."""
 
-    def __init__(self, job: Job, plugins: Sequence[str]) -> None:
-        self.serving = (job.strategy, job.backend, job.case.device)
+    def __init__(self, serving: Serving, plugins: Sequence[str]) -> None:
+        self.serving = serving
         self.pipe, theirs = _context.Pipe()
         printed, their_log = _context.Pipe(duplex=False)
         self.log = Log(printed)
@@ -118,7 +138,21 @@ class Worker:
         their_log.close()
 
     def serves(self, job: Job) -> bool:
-        return self.serving == (job.strategy, job.backend, job.case.device)
+        return self.serving == _serving(job)
+
+    def probe(self, probe: Probe) -> Roofline | str:
+        """The roofline, or why there is none."""
+        try:
+            self.pipe.send_bytes(_encoder.encode({"probe": probe}))
+            answer = self._await(monotonic() + PROBE_S, lambda: False)
+        except (OSError, EOFError):
+            answer = None
+        if isinstance(answer, bytes):
+            try:
+                return msgspec.json.decode(answer, type=Roofline | str)
+            except msgspec.MsgspecError as error:
+                return f"worker sent no roofline: {error}"
+        return f"no result after {PROBE_S:g} s" if answer == "timeout" else self._cause_of_death(family.oom_kills())[1]
 
     def measure(self, visit: Visit, budget: Budget, stopping: Callable[[], bool]) -> Record:
         """The visit's record, written by the worker or, if that died or hung, by us. Raises Cancelled."""
@@ -205,6 +239,10 @@ class Worker:
         family.end(self.process.pid or 0)
         with contextlib.suppress(ValueError):  # it hangs in the kernel and cannot be killed
             self.process.close()
+
+
+def _serving(job: Job) -> Serving:
+    return job.strategy, job.backend, job.case.device
 
 
 def _signal_name(number: int) -> str:

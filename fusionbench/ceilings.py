@@ -1,4 +1,4 @@
-"""The rooflines of one run: taken from the machine's cache or measured, stored with the records, and held against them."""
+"""The rooflines of one run: from the machine's cache or measured, stored with the records, and held against them."""
 
 from __future__ import annotations
 

@@ -215,6 +215,9 @@ def run(
     ] = None,
     order_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the order of jobs; else a new one.")] = None,
     timer: TimerNames = None,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Measure energy per call, too: a second more per job (NVML, RAPL).")
+    ] = False,
     strict: Strict = False,
     report: WithReport = False,
     quiet: Quiet = False,
@@ -228,7 +231,7 @@ def run(
 
     budget = replace_budget(
         chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, rounds=rounds,
-        timers=_timers(timer),
+        energy_s=1.0 if energy else None, timers=_timers(timer),
     )  # fmt: skip
     from .engines import local
 

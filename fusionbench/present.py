@@ -138,6 +138,9 @@ def _budget(run: store.Run, manifest: store.Manifest) -> list[str]:
         own = parse(store.read_suite(run.path), manifest.suite_name, store.SUITE).budget
     except FusionbenchError:  # a damaged copy: the tables have said so
         return []
-    options = {name: getattr(manifest.budget, name) for name in ("measure_s", "timeout_s", "threads", "seed")}
+    used = manifest.budget
+    options = {name: getattr(used, name) for name in ("measure_s", "timeout_s", "threads", "seed", "rounds")}
     changed = {name: value for name, value in options.items() if value != getattr(own, name)}
-    return [text for name, value in changed.items() for text in (f"--{name.replace('_', '-')}", f"{value:g}")]
+    numbers = [text for name, value in changed.items() for text in (f"--{name.replace('_', '-')}", f"{value:g}")]
+    timers = [text for timer in used.timers for text in ("--timer", timer)] if used.timers != own.timers else []
+    return numbers + timers + (["--energy"] if used.energy_s and not own.energy_s else [])

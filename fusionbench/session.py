@@ -6,6 +6,7 @@ import shlex
 import signal
 from collections.abc import Callable, Sequence
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from . import device_lock, fitness, launch, present, store
 from .collector import paused
 from .engines import local
 from .errors import FusionbenchError, UnfitError, printable
+from .meters import energy
 from .progress import Display, Outline, outline_box
 from .record import FAILED, Environment, Record
 from .remarks import unfit
@@ -50,11 +52,17 @@ def _measure(prepared: launch.Launch, out: Console, quiet: bool, strict: bool) -
         warnings = fitness.warnings(outline.devices)
         if strict and warnings:
             raise UnfitError(f"--strict: {'; '.join(warnings)}")
-        for line in [*warnings, fitness.absent(outline.devices)]:
+        for line in [*warnings, fitness.absent(outline.devices), *_no_energy(prepared, outline)]:
             if line:
                 note(out, line)
         with Display(out, outline, quiet) as display:
             return launch.execute(prepared, local.run, display, local.probe, lambda line: note(out, line))
+
+
+def _no_energy(prepared: launch.Launch, outline: Outline) -> list[str | None]:
+    """Why there will be no energy, where it was asked for."""
+    wanted = outline.devices if prepared.budget.energy_s else ()
+    return [energy.unavailable(torch.device(device)) for device in wanted]
 
 
 def _show(finished: store.Run, out: Console, *, sealed: bool, report: bool) -> None:

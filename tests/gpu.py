@@ -208,7 +208,7 @@ class Lines:
 
         assert isinstance(record, Record)
         time = record.time
-        shown = f"{median(sorted(time.samples_ns)) / time.loops / 1e6:.4f} ms" if time else record.reason
+        shown = f"{median(sorted(time.calls_ns)) / 1e6:.4f} ms" if time else record.reason
         say(f"{record.status} {shown}  {record.job.key}  ({record.wall_s:.1f} s)")
 
     def interrupted(self, signal_name: str) -> None:
@@ -228,7 +228,7 @@ def measure(backends: Sequence[str], timer: str, results: Path) -> int:
         chosen, results, budget=replace_budget(chosen.budget, timers=[timer], rounds=1), only={"backends": backends},
         fresh=True, command=sys.argv, warn=say,
     )  # fmt: skip
-    outcome = launch.execute(prepared, local.run, Lines())
+    outcome = launch.execute(prepared, local.run, Lines(), local.probe, say)
     say(f"{dict(outcome.statuses)} in {prepared.folder}")
     if outcome.signal:
         return 128 + outcome.signal

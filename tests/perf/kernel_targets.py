@@ -87,7 +87,7 @@ def groups(records: Iterable[Record]) -> dict[tuple[str, Case], dict[str, Group]
 
 def milliseconds(record: Record) -> float:
     assert record.time
-    return median(sorted(record.time.samples_ns)) / record.time.loops / 1e6
+    return median(sorted(record.time.calls_ns)) / 1e6
 
 
 def verdict(target: Target, group: Group, forward: Group | None = None) -> str:

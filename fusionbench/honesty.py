@@ -44,7 +44,7 @@ def before(job: Job, subject: Subject) -> tuple[str | None, tuple[str, ...]]:
     )
     note = _difference(first, second)
     del first
-    problem = problem or _same_again(subject, second.outputs)
+    problem = problem or _same_again(job, subject, second.outputs)
     return problem, (note,) if note and not problem else ()
 
 
@@ -57,7 +57,7 @@ def after(job: Job, subject: Subject, budget: Budget) -> str | None:
     problem = check(job, subject, budget, at_most=1)[1] or held.changed()
     if problem is None:
         outputs = tuple(t.detach() for t in subject.outputs())
-        problem = empty(outputs) or _same_again(subject, outputs)
+        problem = empty(outputs) or _same_again(job, subject, outputs)
     return f"right before the timing and wrong after it: {problem}" if problem else None
 
 
@@ -275,14 +275,22 @@ def _distance(results: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     return error / larger if larger and math.isfinite(error / larger) else 0.0
 
 
-def _same_again(subject: Subject, outputs: tuple[Tensor, ...]) -> str | None:
-    """Whether an output stays the same to the bit when the inputs turn; an input that passes through is none."""
+def _same_again(job: Job, subject: Subject, outputs: tuple[Tensor, ...]) -> str | None:
+    """Whether an output stays the same to the bit when the inputs turn, or inputs do not stay as they turned.
+
+    An input that passes through is no output here, and of what is not finite the reference knows more.
+    """
     given = [*_inputs(subject), *_caches(subject)]
-    waiting = [n for n, t in enumerate(outputs) if t.is_floating_point() and _owner(t, given) is None]
-    turns = iter(range(TURNS))
-    while waiting and next(turns, None) is not None:
+    made = [n for n, t in enumerate(outputs) if t.is_floating_point() and _owner(t, given) is None]
+    waiting = [n for n in made if bool(outputs[n].isfinite().all())]
+    for _ in range(TURNS):
+        if not waiting:
+            break
         subject.turn()
+        held = Held.of(job, subject, weights=False)  # what changes its inputs once for all did so in the first call
         now = subject.outputs()
+        if problem := held.changed():
+            return problem
         waiting = [n for n in waiting if n < len(now) and _equal(outputs[n], now[n].detach())]
     if not waiting:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -108,13 +109,18 @@ Results = list[tuple[Tensor, ...]]  # outputs and, in training, gradients
 
 
 def _references(job: Job, budget: Budget, dtype: torch.dtype, inputs: Inputs) -> tuple[Results, Results]:
-    """Results of the same weights through eager attention: the truth in ``dtype``, then the yardstick.
+    """Results of the same weights through eager attention: the truth in ``dtype``, then the yardstick."""
+    yardstick = twin(job, budget.seed, compute_dtype(job.case), inputs)
+    return _result(job, _exact(job, budget, yardstick, dtype, inputs)), _result(job, yardstick)
 
-    One module serves both: weights that were rounded to the job's dtype come back to it exactly.
-    """
-    other = twin(job, budget.seed, dtype, inputs)
-    truth = _result(job, other)
-    return truth, _result(job, recast(other, compute_dtype(job.case), inputs))
+
+def _exact(job: Job, budget: Budget, yardstick: Subject, dtype: torch.dtype, inputs: Inputs) -> Subject:
+    """The yardstick in another dtype. A copy, as drawing random weights takes longer than most references do."""
+    try:
+        module = copy.deepcopy(yardstick.module)
+    except Exception:  # it may hold what cannot be copied, such as a lock: then it is made again
+        return twin(job, budget.seed, dtype, inputs)
+    return recast(module, dtype, inputs, training=yardstick.training)
 
 
 def _result(job: Job, other: Subject) -> Results:

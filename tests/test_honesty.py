@@ -61,8 +61,8 @@ FOUND = {
     "breaks": "output: not finite",
     "overflows": "output: not finite",
     "coarse": "output 1 is float16",
-    "tires": "output: max error",
-    "tires_late": "right before the timing and wrong after it: output: max error",
+    "tires": "right before the timing and wrong after it: ",
+    "tires_late": "right before the timing and wrong after it: ",
     "slackens": "right before the timing and wrong after it: output: max error",
     "shrinks": "right before the timing and wrong after it: output shapes",
     "wears_out": "right before the timing and wrong after it: output: max error",
@@ -86,13 +86,14 @@ def test_a_strategy_that_tires_together_with_its_yardstick_is_wrong(cheats: type
 
 
 @pytest.mark.parametrize("impl", ["", ":sdpa"])
-@pytest.mark.parametrize("name", ["stale_gradients", "mutates", "trains", "cached_copy", "tires_late", "rolls_dice"])
+@pytest.mark.parametrize("name", ["stale_gradients", "mutates", "sorts", "trains", "slackens", "wears_out", "coarse"])
 def test_a_cheat_in_training_is_wrong(name: str, impl: str) -> None:
-    assert run(name + impl, "fwd_bwd").status in ("wrong", "error")
-    assert run("stale_gradients" + impl, "fwd_bwd").reason.startswith("gradient: ")
+    record = run(name + impl, "fwd_bwd")
+    assert (record.status, record.time) == ("wrong", None), record
+    assert FOUND.get(name, "gradient: ") in record.reason
 
 
-@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd", "step"])
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
 def test_honest_work_is_ok(mode: Mode) -> None:
     for name in ("works", "works:sdpa", "reluctant"):
         record = run(name, mode)
@@ -129,7 +130,7 @@ MEDDLING: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("what", MEDDLING)
-@pytest.mark.parametrize("first", [1, 30], ids=["at once", "while it is timed"])
+@pytest.mark.parametrize("first", [1, 10], ids=["at once", "while it is timed"])
 def test_a_changed_setting_is_wrong_and_put_back(what: str, first: int, cheats: types.ModuleType) -> None:
     calls = iter(range(1, 10**9))
     cheats.faults.append(lambda: MEDDLING[what]() if next(calls) >= first else None)

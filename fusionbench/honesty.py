@@ -15,13 +15,13 @@ from .spec import Budget, Job
 from .subject import Subject
 from .verify import check
 
-# Two calls on the same inputs may differ by orders of summation (atomics: 1e-7 in fp32, 1e-3 in bf16), not by this.
+# Two calls on the same inputs may differ by the order in which atomics add, a few roundings of bf16 (0.4 %): not by this.
 RANDOM = 0.05
 # How often the inputs turn before a result that stays the same is called independent of them: a vote may stay.
 TURNS = 4
 # Cores beside those that the suite allows, and the shortest call that tells how many are at work.
 SPARE_CORES, TELLING_NS = 0.5, 2_000_000
-# How long work may go on in other streams after a call's own is done: a device takes about 0.02 ms to say so.
+# How long work may go on in other streams after a call's own is done: more than the host's second wait can take.
 STRAY_NS, STRAY_SHARE = 200_000, 0.2
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -12,15 +12,16 @@ import typer
 
 from . import __version__
 from .collector import paused
-from .errors import FusionbenchError, printable
+from .errors import FusionbenchError, UnknownNameError, printable
 
 if TYPE_CHECKING:
     from .store import Run
 
-SOME_FAILED, NOTHING, DAMAGED, INTERRUPTED = 3, 5, 6, 130  # exit codes, see EPILOG
+SOME_FAILED, UNFIT, NOTHING, DAMAGED, INTERRUPTED = 3, 4, 5, 6, 130  # exit codes, see EPILOG
 
 EPILOG = (
-    "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 5 nothing to measure or show, "
+    "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine is unfit (doctor "
+    "--strict), 5 nothing to measure or show, "
     "6 results damaged, 130 interrupted (partial results are saved), 143 terminated (the same)."
 )
 
@@ -57,6 +58,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 WithReport = Annotated[bool, typer.Option("--report", help="Write report.html into the run folder when done.")]
 RetryFailed = Annotated[bool, typer.Option(help="Measure jobs again that failed before.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan, no progress; only results.")]
+TimerNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--timer",
+        metavar="NAME",
+        help="What times a call on CUDA; may be repeated, the first one ranks. cold: events around it on an idle GPU "
+        "with its L2 cache flushed; hot: without the flush; graph: events around the replay of its CUDA graph, "
+        "flushed; kernel: the sum of its kernels; host: until it returns.",
+    ),
+]
 
 DEFAULT_RESULTS = Path("results/runs")
 
@@ -196,9 +207,11 @@ def run(
     timeout_s: Annotated[float | None, typer.Option(help="Seconds after which a job is killed.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a job.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and inputs.")] = None,
-    timer: Annotated[
-        Literal["cold", "hot", "graph", "kernel", "host"] | None, typer.Option(help="What is timed on CUDA: a call, or its graph's replay.")
+    rounds: Annotated[
+        int | None, typer.Option(help="Processes that share a job's sampling time; from 6 on its interval is theirs.")
     ] = None,
+    order_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the order of jobs; else a new one.")] = None,
+    timer: TimerNames = None,
     report: WithReport = False,
     quiet: Quiet = False,
 ) -> None:
@@ -210,8 +223,9 @@ def run(
     from .spec import replace_budget
 
     budget = replace_budget(
-        chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, timers=[timer] if timer else None
-    )
+        chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, rounds=rounds,
+        timers=_timers(timer),
+    )  # fmt: skip
     from .engines import local
 
     local.start_server()
@@ -229,6 +243,7 @@ def run(
         plugins=[str(path) for path in plugin or []],
         fresh=fresh,
         retry_failed=retry_failed,
+        order_seed=order_seed,
         command=sys.argv,
         warn=lambda problem: terminal.note(out, problem),
     )
@@ -384,11 +399,99 @@ def inspect(
         raise typer.Exit(SOME_FAILED)
 
 
+@app.command()
+def doctor(
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="cuda or cuda:N to examine beside the CPU, cpu for no other; repeatable. Without it the first GPU.",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 4 when a check failed; warnings alone still exit with 0.")
+    ] = False,
+    as_json: AsJson = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter probes: 3 instead of 7 seconds.")] = False,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Is this machine fit to measure? Timer, noise, contention, clocks, versions, disk; each with its remedy."""
+    from . import doctor as doctors
+
+    checks = doctors.examine(device or (), results, quick=quick)
+    if as_json:
+        found = list(checks)
+        _print_json({"fit": all(check.status != "fail" for check in found), "checks": _builtins(found)})
+    else:
+        from . import diagnosis
+        from .terminal import console
+
+        found = diagnosis.tell(checks, console())
+    if strict and any(check.status == "fail" for check in found):
+        raise typer.Exit(UNFIT)
+
+
+@app.command()
+def profile(
+    suite: SuiteArgument,
+    job: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The job to profile; not needed where there is only one.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The trace (.json.gz); without it in results/profiles."),
+    ] = None,
+    calls: Annotated[int, typer.Option(min=1, max=10_000, help="How many calls to profile.")] = 20,
+    shapes: Annotated[bool, typer.Option("--shapes", help="A row for each op and shapes of its arguments.")] = False,
+    proton: Annotated[
+        Path | None, typer.Option(metavar="FILE.hatchet", help="Profile with Triton's Proton, too (needs a GPU).")
+    ] = None,
+    only: Only = None,
+    scale: Scale = None,
+    plugin: Plugin = None,
+) -> None:
+    """Where the time of one job goes: a table op by op, and a trace for Perfetto."""
+    from . import profiling
+    from .terminal import console, note
+
+    request = profiling.Request(
+        suite=suite,
+        only=_only(only, scale),
+        plugins=tuple(str(path) for path in plugin or []),
+        job=job,
+        calls=calls,
+        shapes=shapes,
+        output=str(output) if output else None,
+        proton=str(proton) if proton else None,
+    )
+    log = console(stderr=True)
+    try:
+        with log.status("profiling"):  # nothing where stderr is no terminal
+            found = profiling.run(request)
+    except profiling.SeveralJobsError as error:
+        for line in (f"fusionbench: {error}, for example", *(f"    {key}" for key in error.keys)):
+            note(log, line)
+        raise typer.Exit(error.exit_code) from None
+    from . import breakdown
+
+    out = console()
+    out.print(breakdown.show(found, out.width), crop=False)
+
+
 def _leave_if_damaged(found: Run) -> None:
     if found.damaged:
         raise typer.Exit(DAMAGED)
     if not found.records:
         raise typer.Exit(NOTHING)
+
+
+def _timers(names: list[str] | None) -> list[str] | None:
+    from .spec import TIMERS
+
+    for name in names or []:
+        if name not in TIMERS:
+            raise UnknownNameError("timer", name, TIMERS)
+    return list(dict.fromkeys(names)) if names else None
 
 
 def _only(options: list[str] | None, scale: str | None = None) -> dict[str, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -10,14 +9,12 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from msgspec.structs import replace
 
-from . import __version__
+from . import __version__, nvml
+from .errors import DeviceLostError
 from .record import Environment
 from .spec import Dtype
 
@@ -36,21 +33,9 @@ CAPABILITY: dict[str, tuple[int, int]] = {"bf16": (8, 0), "tf32": (8, 0), "int8"
 SECONDS = 5.0  # for git, which can hang on a network disk
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """What NVML says about the first GPU that CUDA sees; empty where it says nothing."""
-
-    name: str = ""
-    count: int = 0
-    capability: str = ""
-    driver: str = ""
-    cuda: str = ""
-    power_limit_w: float | None = None
-
-
 def capture(machine: str | None = None) -> Environment:
     """The environment of this process. Imports no torch, needs no GPU, no driver and no git."""
-    gpu = _gpu()
+    gpu = nvml.facts()
     commit, dirty = _checkout(Path(__file__).parents[1])
     environment = Environment(
         id="",
@@ -176,12 +161,10 @@ def device_memory(device: str) -> int | None:
     """
     if device == "cpu":
         return min(_memory_bytes(), _cgroup_limit() or _memory_bytes())
-    with _nvml() as nvml:
-        if nvml is None:
-            return None
-        handle = _visible(nvml, int(device.partition(":")[2] or 0))
-        found = None if handle is None else _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
-        return None if found is None else int(found.total)
+    try:
+        return nvml.memory_bytes(device)
+    except DeviceLostError:
+        return None
 
 
 def _cgroup_limit() -> int | None:
@@ -212,72 +195,6 @@ def _cpu_flags() -> tuple[str, ...]:
     info = _cpuinfo()
     flags = info.get("flags") or info.get("Features") or ""
     return tuple(sorted(FLAGS & set(flags.split())))
-
-
-def _gpu() -> Gpu:
-    with _nvml() as nvml:
-        return Gpu() if nvml is None else _ask_nvml(nvml)
-
-
-@contextlib.contextmanager
-def _nvml() -> Iterator[Any]:
-    """NVML while it is needed; None on a machine without a driver or the library."""
-    try:
-        import pynvml
-    except ImportError:
-        yield None
-        return
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield None
-        return
-    try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _ask(nvml: Any, question: Callable[..., Any], *about: Any) -> Any:
-    try:
-        return question(*about)
-    except nvml.NVMLError:  # this driver or this kind of GPU does not say
-        return None
-
-
-def _ask_nvml(nvml: Any) -> Gpu:
-    ask = functools.partial(_ask, nvml)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    handle = _visible(nvml, 0)
-    if handle is None:
-        return Gpu()
-    capability = ask(nvml.nvmlDeviceGetCudaComputeCapability, handle)
-    cuda = ask(nvml.nvmlSystemGetCudaDriverVersion)
-    milliwatts = ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
-    return Gpu(
-        name=_text(ask(nvml.nvmlDeviceGetName, handle)),
-        count=len(visible.split(",")) if visible else ask(nvml.nvmlDeviceGetCount) or 0,
-        capability=".".join(map(str, capability)) if capability else "",
-        driver=_text(ask(nvml.nvmlSystemGetDriverVersion)),
-        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else "",
-        power_limit_w=milliwatts / 1000 if milliwatts else None,
-    )
-
-
-def _visible(nvml: Any, index: int) -> Any:
-    """The GPU that CUDA calls ``index``: NVML itself does not heed CUDA_VISIBLE_DEVICES. None where there is none."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(index)] * (index + 1) if visible is None else [name.strip() for name in visible.split(",")]
-    if index >= len(names):
-        return None
-    name = names[index]
-    if name.isdecimal():
-        return _ask(nvml, nvml.nvmlDeviceGetHandleByIndex, int(name))
-    return _ask(nvml, nvml.nvmlDeviceGetHandleByUUID, name) if name.startswith(("GPU-", "MIG-")) else None
-
-
-def _text(value: str | bytes | None) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
 
 
 def _checkout(root: Path) -> tuple[str, bool]:

@@ -4,6 +4,8 @@ FusionbenchError            exit code 2 unless said otherwise
 ├── SuiteError              a suite file or a command-line value is wrong
 ├── UnknownNameError             a name nobody registered; the message holds the nearest one
 ├── MissingModalityError         a strategy was given None for a modality that it cannot do without
+├── UnfitError                   the machine is not fit to measure (exit code 4)
+├── DeviceLostError              a GPU is gone (exit code 3: its jobs fail, others go on)
 └── StoreError              a results folder cannot be read or written (exit code 6 when damaged)
 """
 
@@ -32,6 +34,18 @@ class UnknownNameError(FusionbenchError):
 
 class MissingModalityError(FusionbenchError):
     """A strategy was called without a modality that it needs."""
+
+
+class UnfitError(FusionbenchError):
+    """The machine is not fit to measure: someone else is on it, or it throttles."""
+
+    exit_code = 4
+
+
+class DeviceLostError(FusionbenchError):
+    """The driver no longer reaches a GPU; nothing in this process can bring it back."""
+
+    exit_code = 3
 
 
 class StoreError(FusionbenchError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,9 +32,19 @@ class Launch:
     environment: Environment
     folder: Path
     finished: frozenset[Identity]
+    begun: Mapping[Identity, Record]  # what lacks rounds
+    order_seed: int
 
     def is_done(self, job: Job) -> bool:
-        return (job.key, _source(job), self.environment.id) in self.finished
+        return self._identity(job) in self.finished
+
+    def partly(self) -> dict[str, Record]:
+        """The records by key of jobs that have some of their rounds."""
+        jobs = self.jobs() if self.begun else ()
+        return {job.key: self.begun[identity] for job in jobs if (identity := self._identity(job)) in self.begun}
+
+    def _identity(self, job: Job) -> Identity:
+        return job.key, _source(job), self.environment.id
 
     def remaining(self) -> Iterator[Job | Skip]:
         """What no record answers yet."""
@@ -88,6 +99,7 @@ def new(
     plugins: Sequence[str] = (),
     fresh: bool = False,
     retry_failed: bool = False,
+    order_seed: int | None = None,
     command: Sequence[str] = (),
     warn: Callable[[str], object],
 ) -> Launch:
@@ -110,10 +122,11 @@ def new(
         limit=limit,
         budget=budget,
         plugins=plugins,
+        order_seed=secrets.randbits(31) if order_seed is None else order_seed,
         planned=sum(1 for _ in plan),
     )
     folder = store.create(results, manifest, chosen.text)
-    return Launch(plan, budget, tuple(plugins), capture(), folder, frozenset())
+    return Launch(plan, budget, tuple(plugins), capture(), folder, frozenset(), {}, manifest.order_seed)
 
 
 def resume(
@@ -160,8 +173,9 @@ def _continued(
     earlier = store.read(folder)
     for problem in earlier.problems:
         warn(problem)
-    finished = frozenset(store.finished(earlier, retry_failed=retry_failed))
-    return Launch(plan, budget, tuple(plugins), capture(), folder, finished)
+    finished = frozenset(store.finished(earlier, budget, retry_failed=retry_failed))
+    seed = earlier.manifest.order_seed if earlier.manifest else 0
+    return Launch(plan, budget, tuple(plugins), capture(), folder, finished, store.begun(earlier, budget), seed)
 
 
 def execute(launch: Launch, engine: Engine, listener: Listener) -> Outcome:
@@ -180,6 +194,8 @@ def execute(launch: Launch, engine: Engine, listener: Listener) -> Outcome:
             listener,
             budget=launch.budget,
             plugins=launch.plugins,
+            seed=launch.order_seed,
+            begun=launch.partly(),
         )
     outcome.statuses["skipped"] += skipped
     return outcome

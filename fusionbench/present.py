@@ -85,9 +85,10 @@ def write_page(
     from .report.frame import frame
 
     environments = {key: value for each in runs for key, value in each.environments.items()}
+    rooflines = [roofline for each in runs for roofline in each.rooflines]
     return page.write(
         path,
-        frame([record for each in runs for record in each.records], environments),
+        frame([record for each in runs for record in each.records], environments, rooflines),
         environments,
         [*problems, *(problem for each in runs for problem in each.problems)],
         ledgers=claims,
@@ -106,7 +107,7 @@ def seal(run: store.Run) -> Path:
 def _frame(run: store.Run) -> pd.DataFrame:
     from .report.frame import frame
 
-    return frame(run.records, run.environments)
+    return frame(run.records, run.environments, run.rooflines)
 
 
 def _command(run: store.Run) -> str:

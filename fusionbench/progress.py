@@ -10,22 +10,22 @@ from typing import Self
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from .errors import printable
 from .record import FAILED, Record
-from .spec import Budget, Job, Skip
+from .spec import Budget, Job, Skip, Visit
 from .stats import median_interval
 
 # Without a terminal: a line per job up to this many jobs, beyond it one line in this many seconds.
 EVERY_JOB, EVERY_S = 200, 10.0
 
-# Beside the sampling a CPU job takes about this long for building, checking and isolation (smoke suite, 2 cores);
-# compiling takes far longer.
+# Beside sampling and warm-up a CPU job takes about this long in its first round and in a later one, for building,
+# checking and isolation (smoke suite, 2 cores); compiling takes far longer.
 BESIDE_S = {"compile": 10.0, "flex": 10.0}
-BESIDE_DEFAULT_S = 0.15
+BESIDE_FIRST_S, BESIDE_LATER_S = 0.15, 0.1
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,17 @@ class Outline:
     def jobs(self) -> int:
         return sum(self.todo.values())
 
+    @property
+    def visits(self) -> int:
+        """Jobs times rounds; what is compiled is visited once (rounds.py)."""
+        return sum(count * (1 if backend in BESIDE_S else self.budget.rounds) for backend, count in self.todo.items())
+
     def estimate_s(self) -> tuple[float, float]:
         """From every job being precise at once to every job using up its budget."""
-        beside = sum(BESIDE_S.get(backend, BESIDE_DEFAULT_S) * count for backend, count in self.todo.items())
-        sampling = self.jobs * (self.budget.warmup_s + self.budget.measure_s)
-        return beside + 0.3 * sampling, beside + sampling
+        beside = sum(BESIDE_S.get(backend, BESIDE_FIRST_S) * count for backend, count in self.todo.items())
+        beside += (self.visits - self.jobs) * BESIDE_LATER_S + self.visits * self.budget.warmup_s
+        sampling = self.jobs * self.budget.measure_s
+        return beside + 0.2 * sampling, beside + sampling
 
 
 def outline_box(outline: Outline) -> Panel:
@@ -101,19 +107,21 @@ class Display:
     """A listener that draws a bar on a terminal and prints plain lines anywhere else."""
 
     console: Console
-    total: int
+    outline: Outline
     quiet: bool = False
-    done: int = 0
-    failed: int = 0
+    done: int = 0  # jobs
+    visits: int = 0
+    expected: int = 0  # visits, as far as known: a job that fails or compiles has fewer
     begun: float = field(default_factory=monotonic)
-    last_line: float = 0.0
+    last_line: float = field(default_factory=monotonic)
     bar: Progress | None = None
 
     def __enter__(self) -> Self:
+        self.expected = self.outline.visits
         if self.console.is_terminal and not self.quiet:
             self.bar = Progress(
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                TextColumn("{task.fields[jobs]}"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
                 TextColumn("{task.description}", markup=False),
@@ -121,7 +129,7 @@ class Display:
                 refresh_per_second=2,  # at 4 Hz drawing takes 3 % of a core (measured)
                 transient=True,
             )
-            self.bar.add_task("", total=self.total, left="")
+            self.bar.add_task("", total=self.expected, left="", jobs=f"0/{self.outline.jobs}")
             self.bar.start()
         return self
 
@@ -133,28 +141,36 @@ class Display:
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], description=brief(job, self.console.width - 60), left=self._left())
 
-    def finished(self, record: Record) -> None:
-        self.done += 1
-        self.failed += record.status in FAILED
+    def visited(self, visit: Visit, record: Record, last: bool) -> None:
+        rounds = self.outline.budget.rounds
+        self.done += last
+        self.visits += 1
+        if last and record.job.backend not in BESIDE_S:
+            self.expected -= rounds - visit.round - 1
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=self.done, left=self._left())
+            jobs = f"{self.done}/{self.outline.jobs}" + (f" round {visit.round + 1}/{rounds}" if rounds > 1 else "")
+            self.bar.update(
+                self.bar.task_ids[0], completed=self.visits, total=self.expected, jobs=jobs, left=self._left()
+            )
             if record.status in FAILED:
                 self._print(f"{record.status:>8}  {record.job.key}: {record.reason}")
-        elif not self.quiet and self._line_is_due():
+        elif not self.quiet and self._line_is_due(last):
             self.last_line = monotonic()
-            self._print(f"[{self.done}/{self.total}] {outcome(record)}  {record.job.key}")
+            place = "" if last else f"round {visit.round + 1} of {rounds}: "
+            self._print(f"[{self.done}/{self.outline.jobs}] {place}{outcome(record)}  {record.job.key}")
 
     def interrupted(self, signal_name: str) -> None:
         self._print(f"{signal_name}: finishing the running sample; once more to stop at once")
 
-    def _line_is_due(self) -> bool:
-        return self.total <= EVERY_JOB or self.done == self.total or monotonic() - self.last_line >= EVERY_S
+    def _line_is_due(self, last: bool) -> bool:
+        few, all_done = self.outline.jobs <= EVERY_JOB, self.done == self.outline.jobs
+        return (last and (few or all_done)) or monotonic() - self.last_line >= EVERY_S
 
     def _left(self) -> str:
         """The time left, from the pace so far; a range, as jobs differ."""
-        if self.done < 3:
+        if self.visits < 3:
             return ""
-        left = (monotonic() - self.begun) / self.done * (self.total - self.done)
+        left = (monotonic() - self.begun) / self.visits * (self.expected - self.visits)
         return f"{duration(0.7 * left)}-{duration(1.4 * left)} left"
 
     def _print(self, text: str) -> None:
@@ -172,5 +188,6 @@ def outcome(record: Record) -> str:
     """The median with its interval, or what went wrong."""
     if record.time is None:
         return f"{record.status}: {record.reason}" if record.status != "ok" else "ok"
-    middle, low, high = (x / record.time.loops / 1e6 for x in median_interval(record.time.samples_ns))
+    found = median_interval(record.time.calls_ns, record.time.rounds)
+    middle, low, high = (value / record.time.loops / 1e6 for value in found)
     return f"{middle:.4g} ms [{low:.4g}, {high:.4g}]"

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from .spec import Dtype, Job
+from .spec import Dtype, Job, Timer
 
 # Bounds of what a line may hold: results can come from elsewhere, and Arrow and pandas count in 64 bits.
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -20,16 +20,26 @@ VERSION = 2  # of the wire format; a reader refuses a newer one
 
 Status = Literal["ok", "skipped", "wrong", "error", "oom", "crash", "timeout"]
 Stop = Literal["precise", "budget", "samples", "interrupted"]
+Clock = Literal["wall", "cuda_event", "cuda_graph", "kernel", "host"]
+Cache = Literal["hot", "cold"]
 STATUSES: tuple[str, ...] = get_args(Status)
 FAILED: tuple[Status, ...] = ("wrong", "error", "oom", "crash", "timeout")
+# What a timer of the budget is called in a timing: which clock, and what it finds in the caches.
+TIMED_AS: dict[Timer, tuple[Clock, Cache]] = {
+    "cold": ("cuda_event", "cold"),
+    "hot": ("cuda_event", "hot"),
+    "graph": ("cuda_graph", "cold"),
+    "kernel": ("kernel", "hot"),
+    "host": ("host", "hot"),
+}
 
 
 class Timing(Struct, frozen=True, kw_only=True, gc=False):
     """Raw samples of one timer. A sample is ``loops`` calls long; ``run_delay_ns`` is the time that the
     sample's threads spent waiting for a core (empty where the kernel does not say)."""
 
-    timer: Literal["wall", "cuda_event", "cuda_graph", "kernel", "host"]
-    cache: Literal["hot", "cold"]
+    timer: Clock
+    cache: Cache
     loops: Positive
     samples_ns: Annotated[tuple[Natural, ...], Meta(min_length=1)]
     run_delay_ns: tuple[Natural, ...] = ()
@@ -41,6 +51,21 @@ class Timing(Struct, frozen=True, kw_only=True, gc=False):
     seeds: tuple[Natural, ...] = ()  # of the inputs of each round
     control_ns: tuple[Natural, ...] = ()  # of each round: a fixed piece of work, timed beside the samples
     discarded: Natural = 0  # samples thrown away because the device throttled, and taken again
+
+    def __post_init__(self) -> None:
+        if self.rounds and sum(self.rounds) != len(self.samples_ns):
+            raise ValueError(f"rounds of {sum(self.rounds)} samples in all hold {len(self.samples_ns)}")
+
+    @property
+    def calls_ns(self) -> list[float]:
+        """The time of a call in each sample: on the core where that is known, as it passed elsewhere.
+
+        One thread that waited for a core did nothing meanwhile; of several, some went on.
+        """
+        if self.threads > 1 or len(self.run_delay_ns) != len(self.samples_ns):
+            return [ns / self.loops for ns in self.samples_ns]
+        pairs = zip(self.samples_ns, self.run_delay_ns, strict=True)
+        return [max(ns - waited, 1) / self.loops for ns, waited in pairs]
 
 
 class Memory(Struct, frozen=True, kw_only=True, gc=False):

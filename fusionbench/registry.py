@@ -34,7 +34,7 @@ StepFunction = Callable[..., Step]  # (case, **options) -> what one call is give
 STRATEGIES = "strategies"  # the folder below this package whose files register themselves
 MEASURING = (
     "adapt", "prune", "generation", "attention", "parts", "streams", "blocks", "joint", "vectors", "backends", "int8",
-    "inputs", "subject", "verify", "honesty", "settings", "worker", "cost", "stats",
+    "inputs", "subject", "verify", "honesty", "settings", "measuring", "cost", "stats", "nvml",
 )  # fmt: skip
 WHOLE = ("fwd", "fwd_bwd", "step")  # the modes that every strategy has
 ATTENTION_IMPLS = ("eager", "sdpa", "flex", "triton", "triton_int8", "sage")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -14,7 +14,9 @@ from msgspec.structs import replace
 
 from .environment import native
 from .record import Environment, Record
-from .spec import Budget, Job
+from .rounds import done
+from .schedule import Agenda
+from .spec import Budget, Job, Visit
 
 
 class Engine(Protocol):
@@ -22,12 +24,12 @@ class Engine(Protocol):
 
     def __call__(
         self,
-        jobs: Iterable[Job],
+        visits: Iterable[Visit],
         budget: Budget,
         plugins: Sequence[str],
         started: Callable[[Job], None],
         stopping: Callable[[], bool],
-    ) -> Iterator[Record]: ...
+    ) -> Iterator[tuple[Visit, Record]]: ...
 
 
 class Listener(Protocol):
@@ -35,7 +37,8 @@ class Listener(Protocol):
 
     def started(self, job: Job) -> None: ...
 
-    def finished(self, record: Record) -> None: ...
+    def visited(self, visit: Visit, record: Record, last: bool) -> None:
+        """A round is over and its record stored; ``last`` says that the job needs no other."""
 
     def interrupted(self, signal_name: str) -> None: ...
 
@@ -59,7 +62,7 @@ class Stop:
 
 @dataclass
 class Outcome:
-    """How many records of each status were written, and the signal that ended the run early (0: none)."""
+    """How many jobs were finished, by status, and the signal that ended the run early (0: none)."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     signal: int = 0
@@ -74,22 +77,26 @@ def run(
     *,
     budget: Budget,
     plugins: Sequence[str] = (),
+    seed: int = 0,
+    begun: Mapping[str, Record] | None = None,
 ) -> Outcome:
-    """Measure every job and store each record the moment it is there.
+    """Visit every job in rounds and store each record the moment it is there; the last one of a job counts.
 
+    ``seed`` decides the order, ``begun`` are the records by key of jobs that an earlier attempt has left unfinished.
     The first SIGINT or SIGTERM lets the running job finish its sample and begins no other; the second ends
     the run at once. Either way everything finished has been stored.
     """
-    outcome, stop = Outcome(), Stop(listener)
+    outcome, stop, agenda = Outcome(), Stop(listener), Agenda(jobs, budget, seed, begun or {})
     try:
         with _listening(stop):
-            for measured in engine(jobs, budget, plugins, listener.started, stop.asked):
-                record = complete(measured, environment)
-                if too_few_samples(record, budget):
+            for visit, measured in engine(agenda, budget, plugins, listener.started, stop.asked):
+                if cut_off(measured, visit, budget):
                     continue
+                record = agenda.join(visit, complete(measured, environment))
                 store(record)
-                outcome.statuses[record.status] += 1
-                listener.finished(record)
+                finished = done(record, budget)
+                outcome.statuses[record.status] += finished
+                listener.visited(visit, record, finished)
     except KeyboardInterrupt:
         outcome.signal = stop.number or signal.SIGINT
     outcome.signal = outcome.signal or stop.number
@@ -104,10 +111,12 @@ def complete(record: Record, environment: Environment) -> Record:
     return replace(record, environment=environment.id, notes=notes)
 
 
-def too_few_samples(record: Record, budget: Budget) -> bool:
-    """Whether an interruption left less than the suite calls a measurement: the job is not done then."""
+def cut_off(record: Record, visit: Visit, budget: Budget) -> bool:
+    """Whether an interruption left less than the suite calls a measurement: the round is not done then."""
     time = record.time
-    return time is not None and time.stop == "interrupted" and len(time.samples_ns) < budget.min_samples
+    if time is None or time.stop != "interrupted":
+        return False
+    return visit.round > 0 or len(time.samples_ns) < budget.min_samples
 
 
 @contextmanager

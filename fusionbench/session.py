@@ -42,7 +42,7 @@ def _measure(prepared: launch.Launch, out: Console, quiet: bool) -> Outcome:
     outline = _outline(prepared)
     if not quiet:
         out.print(outline_box(outline))
-    with Display(out, outline.jobs, quiet) as display:
+    with Display(out, outline, quiet) as display:
         return launch.execute(prepared, local.run, display)
 
 

@@ -19,7 +19,7 @@ Timer = Literal["cold", "hot", "graph", "kernel", "host"]
 MODES: tuple[str, ...] = get_args(Mode)
 DTYPES: tuple[str, ...] = get_args(Dtype)
 PROJECTORS: tuple[str, ...] = get_args(Projector)
-TIMERS: tuple[str, ...] = get_args(Timer)
+TIMERS: tuple[Timer, ...] = get_args(Timer)
 
 # The one shape of a name: safe as a file name, in HTML, in a shell and in a CSV cell.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}\Z"

@@ -29,6 +29,7 @@ from .collector import paused
 from .disk import NewerSchemaError, explained, opened, reason, refuse_newer, sync_folder, write_atomically
 from .errors import DamagedError, StoreError, printable
 from .record import FAILED, Environment, Record, Roofline
+from .rounds import done
 from .shard import Contents, Identity, ShardWriter, read_shard, shard_number
 from .spec import Budget, Name
 
@@ -52,6 +53,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     limit: int | None = None
     budget: Budget = Budget()
     plugins: tuple[str, ...] = ()  # paths as the user gave them
+    order_seed: int = 0  # of the order in which jobs are visited
     planned: int | None = None  # jobs in the plan, skips included; None where nobody counted
     fusionbench: str = ""
 
@@ -91,6 +93,7 @@ def new_manifest(
     limit: int | None = None,
     budget: Budget | None = None,
     plugins: Sequence[str] = (),
+    order_seed: int = 0,
     planned: int | None = None,
 ) -> Manifest:
     """The manifest of a run that starts now, under a fresh id."""
@@ -106,6 +109,7 @@ def new_manifest(
         limit=limit,
         budget=budget or Budget(),
         plugins=tuple(map(_encodable, plugins)),
+        order_seed=order_seed,
         planned=planned,
         fusionbench=__version__,
     )
@@ -181,16 +185,23 @@ def read_suite(run: Path) -> str:
         raise DamagedError(f"suite '{shown}' is damaged: {error}; restore the file") from error
 
 
-def finished(run: Run, *, retry_failed: bool = False) -> set[Identity]:
-    """The identities that a resumed run need not measure again."""
-    return {record.identity for record in run.records if not (retry_failed and record.status in FAILED)}
+def finished(run: Run, budget: Budget, *, retry_failed: bool = False) -> set[Identity]:
+    """The identities that a run resumed under ``budget`` need not measure again."""
+    kept = (record for record in run.records if not (retry_failed and record.status in FAILED))
+    return {record.identity for record in kept if done(record, budget)}
+
+
+def begun(run: Run, budget: Budget) -> dict[Identity, Record]:
+    """The records that lack rounds under ``budget``."""
+    return {record.identity: record for record in run.records if not done(record, budget)}
 
 
 def complete(run: Run, *, retry_failed: bool = False) -> bool:
-    """Whether every planned job has a record (of whatever source and environment); False where nobody counted."""
-    planned = run.manifest.planned if run.manifest else None
-    keys = {key for key, _, _ in finished(run, retry_failed=retry_failed)}
-    return planned is not None and len(keys) >= planned
+    """Whether every planned job has all its rounds, of whatever source and environment; False where nobody counted."""
+    if run.manifest is None or run.manifest.planned is None:
+        return False
+    keys = {key for key, _, _ in finished(run, run.manifest.budget, retry_failed=retry_failed)}
+    return len(keys) >= run.manifest.planned
 
 
 def runs(results: Path, *, ignored: Callable[[str], object] = lambda reason: None) -> dict[Path, Manifest]:

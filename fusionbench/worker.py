@@ -1,62 +1,32 @@
-"""Measure jobs inside a process of its own: each request comes through a pipe and leaves as one record."""
+"""A process that measures what it is asked to: each request comes through a pipe and leaves as one answer."""
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
-from types import FrameType
 
 import msgspec
-import torch
 
-from . import backends, honesty, registry, settings
-from .meters import flops, memory, time
-from .record import Record, Status, encode_record
-from .spec import Budget, Case, Job
-from .subject import build, closed_form, resolve
-from .verify import ReferenceFailed, check
+from . import registry
+from .measuring import Interrupt, measure
+from .meters import roofline
+from .record import encode_record
+from .roofline import Probe
+from .spec import Budget, Visit
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What the runner sends."""
+    """What the runner sends: a visit of a job, or a look at what the device can do at best."""
 
-    job: Job
-    budget: Budget
-
-
-@dataclass
-class Interrupt:
-    """Whether the user asked to stop; told by SIGINT, read by the timer between two samples."""
-
-    asked: bool = False
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-
-@dataclass
-class Phases:
-    """Which step runs now, and how long each one took."""
-
-    current: str = ""
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def enter(self, name: str) -> Iterator[None]:
-        self.current, start = name, perf_counter()
-        yield
-        self.seconds[name] = perf_counter() - start
+    visit: Visit | None = None
+    budget: Budget = Budget()
+    probe: Probe | None = None
 
 
 def serve(pipe: Connection, plugins: Sequence[str] = ()) -> None:
-    """Answer requests with records until the other side closes the pipe."""
+    """Answer requests with records and rooflines until the other side closes the pipe."""
     interrupt = Interrupt()
     signal.signal(signal.SIGINT, interrupt.note)
     for plugin in plugins:
@@ -66,100 +36,14 @@ def serve(pipe: Connection, plugins: Sequence[str] = ()) -> None:
             request = msgspec.json.decode(pipe.recv_bytes(), type=Request)
         except EOFError:
             return
-        pipe.send_bytes(encode_record(measure(request.job, request.budget, interrupt)))
+        pipe.send_bytes(_answer(request, interrupt))
 
 
-def measure(job: Job, budget: Budget, interrupt: Interrupt | None = None) -> Record:
-    """Run one job and return its record; a failure of the job is a record, not an exception."""
-    phases, started, start = Phases(), datetime.now(UTC), perf_counter()
-    try:
-        found = _measure(job, budget, phases, interrupt or Interrupt())
-    except Exception as error:
-        traceback.print_exc()
-        status, reason = _classify(error)
-        found = Record(job=job, status=status, reason=reason, phase="" if status == "skipped" else phases.current)
-    return msgspec.structs.replace(
-        found,
-        source=backends.source(registry.get(job.strategy), backends.get(job.backend)),
-        started_at=started.isoformat(timespec="milliseconds"),
-        wall_s=perf_counter() - start,
-        phases_s=phases.seconds,
-    )
-
-
-def _measure(job: Job, budget: Budget, phases: Phases, interrupt: Interrupt) -> Record:
-    backend, impl, reason = resolve(job)
-    if impl is None or reason is not None:
-        return Record(job=job, status="skipped", reason=reason or "")
-    device = _set_up(job.case, budget)
-    torch.compiler.reset()  # a worker that serves many shapes would stop compiling at the ninth (recompile_limit)
-    with torch.set_grad_enabled(job.case.training), backend.context(), settings.kept() as kept:
-        with phases.enter("build"):
-            subject = build(job, impl, backend, budget.seed)
-        with phases.enter("first call"):
-            first_call_ns = time.first_call(subject.call, device)
-        with phases.enter("honesty"):
-            problem, notes = honesty.before(job, subject)
-        if (problem := kept.changed() or problem) is not None:
-            return Record(job=job, status="wrong", reason=problem, phase="honesty")
-        with phases.enter("accuracy"):
-            errors, problem = check(job, subject, budget)
-        if problem is not None:
-            return Record(job=job, status="wrong", reason=problem, phase="accuracy", accuracy=errors)
-        with phases.enter("time"):
-            timing = time.measure(subject.call, budget, device, lambda: interrupt.asked, first_call_ns)
-        with phases.enter("recheck"):
-            problem = kept.changed() or honesty.after(job, subject, budget)
-        if problem is not None:
-            return Record(job=job, status="wrong", reason=problem, phase="recheck", accuracy=errors)
-        with phases.enter("memory"):
-            used, kernels, leak = memory.measure(subject.call, device, subject.resting_bytes)
-        if backend.compiles and "Torch-Compiled" not in kernels:
-            raise RuntimeError(f"backend '{backend.name}' ran without compiling")
-        if backend.impl.startswith("triton") and not any(name.startswith("triton:") for name in kernels):
-            return Record(job=job, status="skipped", reason="fusionbench_kernels has no kernel for this device")
-        with phases.enter("flops"):
-            counted = None if backend.compiles else flops.count_flops(subject.call).flops
-        notes += leak + kept.notes()
-    costs = closed_form(job, impl, counted)
-    # int8 products are padded to the sizes that the hardware takes, and counted so.
-    differs = counted is not None and counted != costs.flops and job.case.dtype != "int8"
-    note = f"FlopCounterMode counts {counted} FLOPs, the closed form says {costs.flops}"
-    return Record(
-        job=job,
-        status="ok",
-        time=timing,
-        memory=used,
-        accuracy=errors,
-        costs=costs,
-        kernels=kernels,
-        notes=notes + ((note,) if differs else ()),
-    )
-
-
-def _set_up(case: Case, budget: Budget) -> torch.device:
-    torch.set_num_threads(budget.threads)
-    device = torch.device(case.device)
-    if device.type == "cuda":
-        if device.index is not None:
-            torch.cuda.set_device(device)
-        # cuDNN's convolutions use tf32 by default: an fp32 row would not be one.
-        torch.set_float32_matmul_precision("high" if case.dtype == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = case.dtype == "tf32"
-    return device
-
-
-_NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
-
-
-def _classify(error: Exception) -> tuple[Status, str]:
-    """The status and the one-line reason that an exception stands for."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]
-    if isinstance(error, ReferenceFailed):
-        return "error", text
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY):
-        return "oom", text
-    if any(words in str(error) for words in ("No available kernel", "No viable backend")):
-        return "skipped", text
-    return "error", text
+def _answer(request: Request, interrupt: Interrupt) -> bytes:
+    if request.visit is not None:
+        return encode_record(measure(request.visit, request.budget, interrupt))
+    if request.probe is not None:
+        probe = request.probe
+        found = roofline.measure(probe.device, probe.dtype, probe.threads, probe.environment)
+        return msgspec.json.encode(found)
+    raise ValueError("a request asks for nothing")

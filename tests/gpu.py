@@ -10,7 +10,7 @@ Where its 520 s go, on 16 cores. Compiling is most of it: a kernel at the table'
   are others: all 1600 cases compile 1200 kernels and more, these half as many, 500 to 700 s of one core or 50 s of 14.
   The interpreter runs all of them in ``make test``;
 - the suite's kernels, about 250, are compiled by 12 processes before they are timed, and a job then takes 0.5 to 0.7 s:
-  0.15 s of samples, the rest its process and its inputs;
+  0.15 s of samples, the rest its process and its inputs; one round each, as there is no time for six processes;
 - the tuner's 563 candidates are some 1200 s of one core, 80 s of 16: what is not compiled in time is not tried.
 """
 
@@ -69,7 +69,7 @@ def steps(out: Path, seconds: float) -> list[Step]:
         )
         for name, s in backends.items()
     ]  # fmt: skip
-    events = ("tests/gpu.py", "--measure", "triton,sdpa-cudnn,sdpa-efficient", "--timer", "event", "--out", str(out))
+    events = ("tests/gpu.py", "--measure", "triton,sdpa-cudnn,sdpa-efficient", "--timer", "cold", "--out", str(out))
     tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{62 * share:.0f}")
     tuner += ("--write", str(out / "configs.json"), "--log", str(out / "tune.jsonl"))
     compiled = "triton,flex,compile,triton-projected,triton-absorbed,triton-int8"
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, metavar="FILE.tar.gz", help="pack all of it into one file too")
     parser.add_argument("--measure", metavar="BACKENDS", help="only measure the suite with these backends")
     parser.add_argument("--compile", metavar="BACKENDS", help="only compile what measuring these would")
-    parser.add_argument("--timer", default="graph", choices=["event", "graph"])
+    parser.add_argument("--timer", default="graph", choices=["cold", "hot", "graph", "kernel", "host"])
     options = parser.parse_args(given)
     options.out = options.out.resolve()
     if options.measure:
@@ -202,7 +202,7 @@ class Lines:
     def started(self, job: object) -> None:
         pass
 
-    def finished(self, record: object) -> None:
+    def visited(self, visit: object, record: object, last: bool) -> None:
         from fusionbench.record import Record
         from fusionbench.stats import median
 
@@ -225,8 +225,8 @@ def measure(backends: Sequence[str], timer: str, results: Path) -> int:
     chosen = suite.read(SUITE)
     local.start_server()
     prepared = launch.new(
-        chosen, results, budget=replace_budget(chosen.budget, timer=timer), only={"backends": backends}, fresh=True,
-        command=sys.argv, warn=say,
+        chosen, results, budget=replace_budget(chosen.budget, timers=[timer], rounds=1), only={"backends": backends},
+        fresh=True, command=sys.argv, warn=say,
     )  # fmt: skip
     outcome = launch.execute(prepared, local.run, Lines())
     say(f"{dict(outcome.statuses)} in {prepared.folder}")
@@ -250,8 +250,8 @@ def compile_jobs(backends: Sequence[str], processes: int = 12) -> int:
 
 def compile_job(job: Job) -> str:
     """The status of one quick measurement, with the reason where there is one."""
+    from fusionbench.measuring import measure
     from fusionbench.spec import Budget
-    from fusionbench.worker import measure
 
     record = measure(job, Budget(measure_s=0.001, warmup_s=0.0, min_samples=6, max_samples=6))
     return f"{record.status} {record.reason}".strip()

@@ -143,6 +143,7 @@ def test_failed_jobs_leave_with_3_and_a_command_that_runs_each_again(fusionbench
         (("run", "smoke", "--only", "dtypes"), "fusionbench: --only 'dtypes' is not of the form AXIS=VALUE,VALUE"),
         (("run", "smoke", "--job", "x/y"), "fusionbench: suite 'smoke' has no job 'x/y' (see: fusionbench plan smoke)"),
         (("run", "tiny.toml", "--plugin", "no.py"), "fusionbench: plugin 'no.py' is not a file"),
+        (("run", "tiny.toml", "--timer", "gaph"), "fusionbench: no timer named 'gaph'; did you mean 'graph'?"),
         (("run", "tiny.toml", "--measure-s", "-1"), "fusionbench: --measure-s: expected `float` > 0.0"),
         (("show",), "fusionbench: no run in 'results/runs' yet; measure one with: fusionbench run smoke"),
         (("show", "nowhere"), "fusionbench: no run at 'nowhere'; give a run folder or a .jsonl shard"),

@@ -15,13 +15,13 @@ from fusionbench.errors import FusionbenchError
 from fusionbench.footprint import TRUTH, footprint
 from fusionbench.generation import CACHING, DECODING, NEEDS
 from fusionbench.inputs import make_inputs
+from fusionbench.measuring import measure
 from fusionbench.meters.flops import count_flops
 from fusionbench.record import Costs, Record, Timing, decode_record, encode_record
 from fusionbench.registry import Inputs, Strategy, get, strategies, strategy
 from fusionbench.report.frame import frame
 from fusionbench.spec import Case, Design, Job, Mode, Projector, Shape
 from fusionbench.subject import build, closed_form, select, twin
-from fusionbench.worker import measure
 from tests.test_costs import Traffic, shape
 from tests.test_worker import BUDGET
 

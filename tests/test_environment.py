@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,41 +13,10 @@ from msgspec.structs import replace
 from fusionbench import environment
 from fusionbench.environment import capture, differences, identify, native
 from fusionbench.record import Environment
+from tests.fake_nvml import FakeGpu, FakeNvml
 
 X86 = {"model name": "AMD EPYC 9654", "flags": "fpu sse2 avx2 avx512f avx512_bf16 avx512_vnni"}
 ARM = {"CPU implementer": "0x41", "CPU part": "0xd40", "Features": "fp asimd asimdhp asimddp"}
-
-
-class NVMLError(Exception):
-    pass
-
-
-def fake_nvml(*broken: str) -> SimpleNamespace:
-    """As much of pynvml as capture asks for; the functions in ``broken`` raise."""
-    calls: list[Any] = []
-    answers: dict[str, Any] = {
-        "nvmlInit": None,
-        "nvmlShutdown": None,
-        "nvmlDeviceGetCount": 8,
-        "nvmlDeviceGetHandleByIndex": "handle",
-        "nvmlDeviceGetHandleByUUID": "handle",
-        "nvmlDeviceGetName": "NVIDIA H200",
-        "nvmlDeviceGetCudaComputeCapability": (9, 0),
-        "nvmlSystemGetDriverVersion": b"570.86.15",  # older bindings answer in bytes
-        "nvmlSystemGetCudaDriverVersion": 12080,
-        "nvmlDeviceGetEnforcedPowerLimit": 700_000,
-    }
-
-    def function(name: str) -> Any:
-        def call(*arguments: Any) -> Any:
-            calls.append((name, *arguments))
-            if name in broken:
-                raise NVMLError(name)
-            return answers[name]
-
-        return call
-
-    return SimpleNamespace(NVMLError=NVMLError, calls=calls, **{name: function(name) for name in answers})
 
 
 @pytest.fixture(autouse=True)
@@ -117,61 +85,18 @@ def test_a_system_without_proc_still_has_a_cpu_name(monkeypatch: pytest.MonkeyPa
 
 
 def test_gpu_facts_come_from_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = fake_nvml()
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(*(FakeGpu() for _ in range(8))))
     found = capture()
     assert (found.gpu, found.gpu_count, found.capability) == ("NVIDIA H200", 8, "9.0")
     assert (found.driver, found.cuda, found.power_limit_w) == ("570.86.15", "12.8", 700.0)
-    assert nvml.calls[-1] == ("nvmlShutdown",)
 
 
-@pytest.mark.parametrize("broken", ["nvmlInit", "nvmlDeviceGetHandleByIndex"])
-def test_no_driver_or_no_gpu_means_no_gpu(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(broken))
-    assert environment._gpu() == environment.Gpu()
-
-
-def test_no_nvml_binding_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert environment._gpu() == environment.Gpu()
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        "nvmlDeviceGetCount",
-        "nvmlDeviceGetName",
-        "nvmlDeviceGetCudaComputeCapability",
-        "nvmlSystemGetDriverVersion",
-        "nvmlSystemGetCudaDriverVersion",
-        "nvmlDeviceGetEnforcedPowerLimit",
-    ],
-)
-def test_a_question_that_nvml_does_not_answer_costs_one_fact(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
-    whole = environment._gpu()
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(broken))
-    lost = [name for name, value in vars(environment._gpu()).items() if value != getattr(whole, name)]
-    assert len(lost) == 1
-
-
-@pytest.mark.parametrize(
-    ("visible", "question", "count"),
-    [
-        ("3,1", ("nvmlDeviceGetHandleByIndex", 3), 2),
-        ("MIG-7f", ("nvmlDeviceGetHandleByUUID", "MIG-7f"), 1),
-        ("", None, 0),
-        ("-1", None, 0),
-    ],
-)
-def test_the_gpu_is_the_one_that_cuda_calls_0(
-    monkeypatch: pytest.MonkeyPatch, visible: str, question: tuple[object, ...] | None, count: int
-) -> None:
-    nvml = fake_nvml()
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert environment._gpu().count == count
-    assert [call for call in nvml.calls if "Handle" in call[0]] == ([question] if question else [])
+def test_the_memory_of_a_device_is_what_the_driver_or_the_container_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = environment.device_memory.__wrapped__  # what was found once is remembered
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(FakeGpu(memory_bytes=80 << 30), FakeGpu(lost=True)))
+    assert [asked("cuda:0"), asked("cuda:1"), asked("cuda:2")] == [80 << 30, None, None]
+    monkeypatch.setattr(environment, "_cgroup_limit", lambda: 1 << 20)
+    assert asked("cpu") == 1 << 20
 
 
 @pytest.mark.parametrize("change", [{"torch": "9.9"}, {"cpu": "other"}, {"cores": 999}, {"driver": "1"}, {"cuda": "1"}])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pandas as pd
 import pytest
 from msgspec.structs import replace
 
-from fusionbench.record import Accuracy, Costs, Deviation, Environment, Memory, Record, Timing
+from fusionbench.record import Accuracy, Costs, Deviation, DeviceState, Environment, Memory, Record, Timing
 from fusionbench.report.frame import frame
 from fusionbench.report.rank import latest, ranked
+from fusionbench.rounds import merge
 from fusionbench.spec import Case, Job, Shape
 from fusionbench.stats import median_interval
 from tests.synthetic import ENVIRONMENTS, records
@@ -42,11 +44,11 @@ def test_a_row_holds_medians_per_call_and_what_follows_from_them() -> None:
     row = frame([record], ENVIRONMENTS).iloc[0]
     assert row["key"] == record.job.key
     assert (row["image"], row["image_width"], row["type_embedding"]) == (7, 24, False)
-    assert (row["median_ms"], row["min_ms"], row["low_ms"], row["high_ms"]) == (2.0, 1.0, 1.0, 3.0)
+    assert (row["median_ms"], row["min_ms"], row["low_ms"], row["high_ms"]) == (1.5, 1.0, 1.0, 2.0)  # on the core
     assert row["contention"] == pytest.approx(0.25)
     assert (row["samples"], row["loops"], row["first_call_ms"]) == (3, 2, 5.0)
     assert (row["peak_mib"], row["peak_bytes"], row["flops"]) == (3.0, 3 * 2**20, 2_000_000_000)
-    assert row["tflops"] == pytest.approx(1.0)
+    assert row["tflops"] == pytest.approx(4 / 3)
     assert (row["rel_l2"], row["yardstick_rel_l2"]) == (1e-3, 1e-3)
     assert row["kernels"] == "aten::a; aten::b"
     assert (row["machine"], row["hardware"]) == ("gpu-node-07", "Intel Xeon Platinum 8481C")
@@ -67,13 +69,73 @@ def test_no_run_delay_is_missing_and_a_run_delay_of_zero_is_zero() -> None:
     assert shares[1] == 0.0
 
 
-def test_the_interval_is_that_of_stats_for_every_sample_count() -> None:
-    timed = [r for r in records(300) if r.time]
-    table = frame(timed, ENVIRONMENTS)
-    for record, (_, row) in zip(timed, table.iterrows(), strict=True):
-        assert record.time is not None
-        expected = [v / 1e6 for v in median_interval(record.time.samples_ns)]
+@pytest.mark.parametrize("several", [False, True], ids=["one round", "rounds"])
+def test_the_interval_is_that_of_stats_for_every_sample_count(several: bool) -> None:
+    rng = random.Random(3)
+    timed = [timing(*(rng.randrange(1, 10**6) for _ in range(n)), loops=1 + n % 3) for n in range(1, 60)]
+    if several:
+        halves = [(t, replace(t, samples_ns=t.samples_ns[: 1 + rng.randrange(40)])) for t in timed]
+        timed = [merge([*pair, *pair][: rng.randrange(1, 5)] * rng.randrange(1, 4)) for pair in halves]
+        assert {len(t.rounds) for t in timed} >= {1, 2, 6, 9}
+    table = frame([Record(job=job(), status="ok", time=t) for t in timed], {})
+    for t, (_, row) in zip(timed, table.iterrows(), strict=True):
+        expected = [v / t.loops / 1e6 for v in median_interval(t.samples_ns, t.rounds)]
         assert [row["median_ms"], row["low_ms"], row["high_ms"]] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_percentile_is_missing_where_there_are_too_few_samples_for_it() -> None:
+    many = [timing(*range(1_000_000, 1_000_000 * (n + 1), 1_000_000), loops=2) for n in (63, 64, 661, 662)]
+    table = frame([Record(job=job(), status="ok", time=t) for t in many], {})
+    assert table["p90_ms"].isna().tolist() == [True, False, False, False]
+    assert table["p99_ms"].isna().tolist() == [True, True, True, False]
+    assert (table["p90_ms"][1], table["p99_ms"][3]) == (58 / 2, 656 / 2)
+
+
+def test_each_timer_has_its_median_and_launches_are_what_the_kernels_leave() -> None:
+    hot = timing(4_000_000, loops=2, timer="cuda_event")
+    kernel = timing(500_000, 700_000, timer="kernel")
+    cold, graph = (
+        timing(8_000_000, timer="cuda_event", cache="cold"),
+        timing(2_000_000, timer="cuda_graph", cache="cold"),
+    )
+    host = timing(1_500_000, timer="host")
+    first = Record(job=job(), status="ok", time=hot, timers=(cold, graph, kernel, host))
+    table = frame([first, replace(first, time=cold, timers=(graph,)), replace(first, timers=()),
+                   Record(job=job(), status="ok", time=timing(9))], {})  # fmt: skip
+    row = table.iloc[0]
+    medians = [row[f"{name}_ms"] for name in ("cold", "hot", "graph", "kernel", "host")]
+    assert medians == pytest.approx([8.0, 2.0, 2.0, 0.6, 1.5])
+    assert table["launch_share"][:2].tolist() == pytest.approx([0.7, 0.75])
+    assert table["launch_share"][2:].isna().all()
+    assert table.loc[3, ["cold_ms", "hot_ms", "graph_ms", "kernel_ms", "host_ms"]].isna().all()
+
+
+def test_rounds_what_was_discarded_and_the_control_are_shown() -> None:
+    joined = merge([timing(5, 6, discarded=3, control_ns=(200_000,)), timing(7, control_ns=(300_000,))])
+    table = frame([Record(job=job(), status="ok", time=t) for t in (joined, timing(5))], {})
+    assert table["rounds"].tolist() == [2, 1]
+    assert table["discarded"].tolist() == [3, 0]
+    assert table["control_ms"][0] == pytest.approx(0.25)
+    assert pd.isna(table["control_ms"][1])
+
+
+def test_the_state_of_a_gpu_is_shown_and_missing_where_nobody_watched() -> None:
+    state = DeviceState(sm_mhz=(900, 1700, 1980), power_watts=312.5, temperature_c=71, throttle=("power cap", "hot"),
+                        foreign=1)  # fmt: skip
+    watched = Record(job=job(), status="ok", time=timing(9), device=state)
+    names = ["sm_mhz", "power_watts", "temperature_c", "throttle", "foreign"]
+    table = frame([watched, replace(watched, device=None), replace(watched, device=DeviceState())], {})[names]
+    assert table.iloc[0].tolist() == [1700, 312.5, 71, "power cap, hot", 1]
+    assert table.iloc[1].isna().all()
+    assert table.iloc[2].isna().tolist() == [True, True, True, False, False]
+
+
+def test_a_timing_of_a_kind_that_nobody_takes_and_times_of_zero_are_no_reason_to_fail() -> None:
+    odd = timing(5, timer="kernel", cache="cold")
+    zero = [timing(0, timer="cuda_event"), timing(0, timer="kernel")]
+    table = frame([Record(job=job(), status="ok", time=odd, timers=tuple(zero))], {})
+    assert table["median_ms"][0] == 5e-6
+    assert pd.isna(table["launch_share"][0])
 
 
 def test_no_records_make_an_empty_frame_with_all_columns() -> None:

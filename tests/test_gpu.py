@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from fusionbench import backends, registry
+from fusionbench.measuring import measure
 from fusionbench.plan import settled
+from fusionbench.record import TIMED_AS
 from fusionbench.spec import Budget, Case, Dtype, Job, Mode, Shape, Skip, Timer
-from fusionbench.worker import measure
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
         torch.cuda.device_count() == 0,
-        reason="no CUDA device; the plan's refusals are tested in test_plan, the timer's order in test_meters",
+        reason="no CUDA device; the plan's refusals are tested in test_plan, the timers' order in test_cuda_timers",
     ),
 ]
 BUDGET = Budget(measure_s=0.05, warmup_s=0.01, min_samples=6, max_samples=20)
@@ -23,18 +24,18 @@ SHAPE = Shape(batch=2, image=196, text=32, image_width=768, text_width=768, widt
 
 
 def measured(
-    strategy: str, backend: str, dtype: Dtype, mode: Mode = "fwd", padding: float = 0.0, timer: Timer = "event"
+    strategy: str, backend: str, dtype: Dtype, mode: Mode = "fwd", padding: float = 0.0, timer: Timer = "cold"
 ) -> None:
     case = Case(shape=SHAPE, dtype=dtype, device="cuda", mode=mode, padding=padding)
     job = Job(strategy=strategy, backend=backend, case=case)
     planned = settled(job)
     if isinstance(planned, Skip):
         pytest.skip(planned.reason)
-    record = measure(job, msgspec.structs.replace(BUDGET, timer=timer))
+    record = measure(job, msgspec.structs.replace(BUDGET, timers=(timer,)))
     assert (record.status, record.reason) in (("ok", ""), ("skipped", record.reason))
     if record.status == "ok":
         assert record.time
-        assert (record.time.timer, record.time.cache) == (f"cuda_{timer}", "cold")
+        assert (record.time.timer, record.time.cache) == TIMED_AS[timer]
         assert min(record.time.samples_ns) > 0
         assert record.memory
         assert record.memory.meter == "cuda_allocator"
@@ -55,5 +56,6 @@ def test_every_strategy_is_right_in_bf16_with_padding(name: str, mode: Mode) -> 
 
 @pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
 @pytest.mark.parametrize("backend", ["sdpa", "sdpa-cudnn", "flex", "triton"])
-def test_a_graphs_replay_is_timed_forward_and_in_training(backend: str, mode: Mode) -> None:
-    measured("cross_attention", backend, "bf16", mode, timer="graph")
+@pytest.mark.parametrize("timer", ["hot", "graph", "kernel", "host"])
+def test_every_timer_times_forward_and_training(timer: Timer, backend: str, mode: Mode) -> None:
+    measured("cross_attention", backend, "bf16", mode, timer=timer)

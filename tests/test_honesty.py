@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from fusionbench import backends, honesty, registry, settings
 from fusionbench.honesty import Call
+from fusionbench.measuring import measure
 from fusionbench.record import Record
 from fusionbench.registry import Inputs, strategies
 from fusionbench.spec import Budget, Case, Dtype, Job, Mode, Shape
 from fusionbench.subject import Subject, build
-from fusionbench.worker import measure
 
 BUDGET = Budget(measure_s=0.02, warmup_s=0.0, min_samples=6, max_samples=10)
 SHAPE = Shape(batch=2, image=7, text=5, image_width=8, text_width=8, width=8, heads=2)

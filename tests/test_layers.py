@@ -13,15 +13,20 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 
 # The layers of DESIGN.md, lowest first; a package stands for all of its modules.
 LAYERS = (
-    ("errors", "spec", "stats", "cost", "collector"),
-    ("record", "presets", "suite", "disk", "generation"),
-    ("shard", "store", "compare", "environment", "ledger"),
+    ("errors", "spec", "stats", "cost", "collector", "device_loss"),
+    ("record", "presets", "suite", "disk", "generation", "nvml"),
+    ("shard", "store", "compare", "environment", "ledger", "rounds", "fitness", "device_lock", "roofline"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
+    ("measuring", "schedule"),
     ("worker", "runner", "engines"),
     ("report", "export", "launch", "inspection", "claims"),
     ("terminal", "progress", "present", "findings"),
+    ("footprint", "matching", "plan", "meters", "subject", "verify"),
+    ("worker", "schedule", "runner", "engines"),
+    ("report", "export", "launch", "inspection", "claims", "doctor", "profiling"),
+    ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),
     ("session", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -54,6 +59,7 @@ SAME_ROOM = {
     ("session", "cli"),
     ("cli", "__main__"),
     ("errors", "spec"),
+    ("rounds", "store"),
     ("record", "disk"),
 }
 HEAVY = {"torch", "pandas", "plotly", "scipy", "rich", "jinja2", "pyarrow"}

@@ -11,11 +11,11 @@ import pytest
 
 from fusionbench.engines import local
 from fusionbench.record import Record
-from fusionbench.spec import Budget, Case, Job, Shape
+from fusionbench.spec import Budget, Case, Job, Shape, Visit
 
 PLUGIN = str(Path(__file__).with_name("faulty.py"))
 SHAPE = Shape(batch=1, image=3, text=2, image_width=8, text_width=8, width=8, heads=1)
-BUDGET = Budget(measure_s=0.02, warmup_s=0.0, min_samples=6, max_samples=20, timeout_s=30)
+BUDGET = Budget(measure_s=0.02, warmup_s=0.0, min_samples=6, max_samples=20, timeout_s=30, rounds=1)
 
 
 def job(strategy: str, backend: str = "eager") -> Job:
@@ -23,7 +23,8 @@ def job(strategy: str, backend: str = "eager") -> Job:
 
 
 def run(*jobs: Job, budget: Budget = BUDGET, stopping: Callable[[], bool] = lambda: False) -> list[Record]:
-    return list(local.run(jobs, budget, [PLUGIN], lambda job: None, stopping))
+    visits = (Visit(job=each) for each in jobs)
+    return [record for _, record in local.run(visits, budget, [PLUGIN], lambda job: None, stopping)]
 
 
 def workers() -> list[psutil.Process]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import time as clock
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
-import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 
-from fusionbench.meters import accuracy, memory, time
+from fusionbench.meters import accuracy, control, memory, time
+from fusionbench.meters.sampler import TimerError
 from fusionbench.record import Deviation
 from fusionbench.spec import Budget
 
@@ -74,6 +78,89 @@ def test_waiting_for_a_core_is_recorded_where_linux_tells() -> None:
     timing = time.measure(lambda: clock.sleep(0.001), QUICK, CPU, never)
     assert len(timing.run_delay_ns) in (0, len(timing.samples_ns))
     assert all(delay >= 0 for delay in timing.run_delay_ns)
+
+
+@dataclass
+class Slow:
+    """A call of 1 ms by a clock that only it moves, and the values it was called with."""
+
+    now: int = 0
+    value: int = 0
+    seen: list[int] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        self.now += 1_000_000
+        self.seen.append(self.value)
+
+    def turn(self) -> None:
+        self.value += 1
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    call = Slow()
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: call.now)
+    return call
+
+
+def test_inputs_change_between_blocks_and_the_first_call_on_new_ones_is_not_timed(slow: Slow) -> None:
+    budget = Budget(measure_s=60, warmup_s=0.0, min_samples=25, max_samples=25, ci=1e-9)
+    timing = time.measure(slow, budget, CPU, never, turn=slow.turn)
+    assert timing.samples_ns == (1_000_000,) * 25
+    # Two calls of warm-up, then blocks of ten; one call more after each change.
+    assert [slow.seen.count(value) for value in range(4)] == [2 + time.BLOCK, 1 + time.BLOCK, 1 + 5, 0]
+
+
+def test_a_share_of_the_budget_is_a_share_of_its_seconds_and_of_its_samples(slow: Slow) -> None:
+    budget = Budget(measure_s=0.6, warmup_s=0.0, min_samples=12, max_samples=10_000, ci=1e-9)
+    spread = itertools.count(1)
+
+    def uneven() -> None:
+        slow()
+        slow.now += 10_000 * (next(spread) % 7)
+
+    timing = time.measure(uneven, budget, CPU, never, share=1 / 6)
+    assert timing.stop == "budget"
+    assert 0.1e9 <= sum(timing.samples_ns) <= 0.102e9
+    few = time.measure(uneven, replace(budget, measure_s=1e-4), CPU, never, share=1 / 6)
+    assert (few.stop, len(few.samples_ns)) == ("budget", time.FEWEST)
+    full = time.measure(uneven, replace(budget, max_samples=60), CPU, never, share=1 / 6)
+    assert (full.stop, len(full.samples_ns)) == ("samples", 10)
+
+
+def test_fewer_samples_than_an_interval_needs_are_never_precise(slow: Slow) -> None:
+    budget = Budget(measure_s=1e-3, warmup_s=0.0, min_samples=6, max_samples=10_000, ci=0.99)
+    assert time.measure(slow, budget, CPU, never, share=1 / 6).stop == "budget"
+    assert time.measure(slow, replace(budget, measure_s=0.1), CPU, never, share=1 / 6).stop == "precise"
+
+
+def test_later_rounds_make_as_many_calls_per_sample_as_the_first() -> None:
+    first = time.measure(lambda: None, QUICK, CPU, never)
+    assert time.measure(lambda: None, QUICK, CPU, never, loops=first.loops).loops == first.loops
+
+
+def test_the_cpu_has_one_timer_and_asks_no_monitor() -> None:
+    nobody = SimpleNamespace()
+    timing = time.measure(lambda: None, QUICK, CPU, never, timer="graph", monitor=nobody)
+    assert (timing.timer, timing.cache, timing.discarded) == ("wall", "hot", 0)
+
+
+@pytest.mark.parametrize("warmup_s", [0.0, 0.05])
+def test_a_clock_that_stands_still_is_an_error_and_not_a_hang(warmup_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: 7)
+    monkeypatch.setattr(time, "MOST_LOOPS", 10_000)
+    with pytest.raises(TimerError, match=r"below resolution: 10000 calls take 0 ns|the clock stood still"):
+        time.measure(lambda: None, replace(QUICK, warmup_s=warmup_s), CPU, never)
+    with pytest.raises(TimerError, match=r"below resolution: 5 calls took 0 ns|the clock stood still"):
+        time.measure(lambda: None, replace(QUICK, warmup_s=warmup_s), CPU, never, loops=5)
+
+
+def test_the_control_is_about_the_same_every_time_and_leaves_the_jobs_random_numbers_alone() -> None:
+    state = torch.random.get_rng_state()
+    found = [control.control_ns(CPU) for _ in range(5)]
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert max(found) < 100 * min(found)
+    assert min(found) > 1000
 
 
 def test_peak_memory_is_exact() -> None:
@@ -188,39 +275,3 @@ def test_the_allowance_covers_adding_one_after_another_and_not_a_coarser_format(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_rounding_unit_is_half_the_machine_epsilon(dtype: torch.dtype) -> None:
     assert accuracy.rounding(dtype) == torch.finfo(dtype).eps / 2
-
-
-def test_on_cuda_the_cache_is_flushed_outside_the_events_and_the_host_waits_once_per_batch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    log: list[str] = []
-
-    class Event:
-        def record(self) -> None:
-            log.append("event")
-
-        def elapsed_time(self, other: Event) -> float:
-            return 1.5
-
-    class Cache:
-        def zero_(self) -> None:
-            log.append("flush")
-
-    monkeypatch.setattr(time, "_event", Event)
-    monkeypatch.setattr(time, "flush_buffer", lambda device: Cache())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("wait"))
-    budget = Budget(measure_s=60, warmup_s=0.0, min_samples=6, max_samples=6, ci=1e-9)
-    timing = time.measure(lambda: log.append("call"), budget, torch.device("cuda"), never)
-    assert (timing.timer, timing.cache, timing.loops) == ("cuda_event", "cold", 1)
-    assert timing.samples_ns == (1_500_000,) * 6
-    assert timing.run_delay_ns == ()
-    assert log[:4] == ["call", "wait"] * 2  # the warm-up
-    assert log[4:] == ["flush", "event", "call", "event"] * time.CUDA_BATCH + ["wait"]
-
-    monkeypatch.setattr(time, "_captured", lambda call: lambda: log.append("replay"))
-    log.clear()
-    graph = msgspec.structs.replace(budget, timer="graph")
-    timing = time.measure(lambda: log.append("call"), graph, torch.device("cuda"), never)
-    assert (timing.timer, timing.cache) == ("cuda_graph", "cold")
-    assert log[4:] == ["flush", "event", "replay", "event"] * time.CUDA_BATCH + ["wait"]
-    assert time.measure(lambda: None, graph, CPU, never).timer == "wall"

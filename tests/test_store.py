@@ -243,9 +243,9 @@ def test_finished_leaves_out_failures_to_be_tried_again(tmp_path: Path) -> None:
     run = create(tmp_path)
     write(run, *(record(batch, status=status) for batch, status in enumerate(STATUSES, 1)))
     found = store.read(run)
-    assert store.finished(found) == {item.identity for item in found.records}
+    assert store.finished(found, Budget()) == {item.identity for item in found.records}
     kept = [item for item in found.records if item.status in ("ok", "skipped")]
-    assert store.finished(found, retry_failed=True) == {item.identity for item in kept}
+    assert store.finished(found, Budget(), retry_failed=True) == {item.identity for item in kept}
 
 
 def test_latest_is_the_newest_incomplete_run_of_the_same_plan(tmp_path: Path) -> None:

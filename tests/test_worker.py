@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from fusionbench import attention
+from fusionbench.measuring import measure
 from fusionbench.record import decode_record, encode_record
 from fusionbench.registry import strategies
 from fusionbench.spec import Budget, Case, Dtype, Job, Mode, Shape
-from fusionbench.worker import measure
 
-BUDGET = Budget(measure_s=0.02, warmup_s=0.0, min_samples=6, max_samples=10)
+BUDGET = Budget(measure_s=0.02, warmup_s=0.0, min_samples=6, max_samples=10, rounds=1)
 # image_width 48 = 3 x 4 x 4 is a patch that `early` can take
 SHAPE = Shape(batch=2, image=7, text=5, image_width=48, text_width=24, width=16, heads=2)
 

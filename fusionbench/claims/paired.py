@@ -62,7 +62,7 @@ def compare(head: Call, base: Call, seconds: float) -> Ratio:
             order = ((base, loops[0]), (head, loops[1]), (head, loops[1]), (base, loops[0]))
             b1, h1, h2, b2 = (_elapsed(call, n) / n for call, n in order)
             found.append((h1 + h2, b1 + b2))
-    middle, low, high = median_interval([h / b for h, b in found])
+    middle, low, high = median_interval([h / b for h, b in found], rounds=(1,) * rounds)
     head_ms, base_ms = (median(sorted(column)) / 2e6 for column in zip(*found, strict=True))
     return Ratio(middle, low, high, head_ms, base_ms)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,14 +13,14 @@ from ..ledger import Figure
 from ..meters.time import measure
 from ..record import Timing
 from ..spec import Budget
-from ..stats import median_interval
+from ..stats import least_samples, median_interval, percentile
 from .check import Answer, Check, Lab, judged
 from .costs import BOTH, CONCAT, SHAPES, TEXT_ASKS, call, case, size
 from .paired import Ratio, compare
 
 FRAME_MS = 1000 / 30
 BUSY = 0.05  # share of waiting from which a latency says more about the neighbours
-LEAST_SAMPLES = {0.9: 64, 0.99: 662}  # by which MLPerf lets a percentile count (LoadGen, early stopping)
+HIGHER = (0.9, 0.99)  # percentiles, where there are samples enough
 
 
 @torch.no_grad()
@@ -84,7 +83,7 @@ def real_time(lab: Lab) -> Answer:
     waited = sampled = 0
     for what, name, shape, depth in subjects:
         named = f"{what}, {size(*shape)}"
-        budget = Budget(measure_s=lab.seconds, min_samples=6, max_samples=max(LEAST_SAMPLES.values()), ci=1e-9)
+        budget = Budget(measure_s=lab.seconds, min_samples=6, max_samples=least_samples(HIGHER[-1]), ci=1e-9)
         timing = measure(call(name, case(*shape, depth=depth), lab), budget, torch.device("cpu"), lambda: False)
         found = _percentiles(timing, named)
         figures += found
@@ -103,12 +102,11 @@ def real_time(lab: Lab) -> Answer:
 
 def _percentiles(timing: Timing, what: str) -> list[Figure]:
     """The median with its interval, and those higher percentiles that there are samples enough for."""
-    per_call = sorted(sample / timing.loops / 1e6 for sample in timing.samples_ns)
+    per_call = [sample / timing.loops / 1e6 for sample in timing.samples_ns]
     middle, low, high = median_interval(per_call)
     figures = [Figure(what=f"p50 of {what}", value=middle, unit="ms", low=low, high=high)]
-    for share, least in LEAST_SAMPLES.items():
-        if len(per_call) >= least:
-            value = per_call[math.ceil(share * len(per_call)) - 1]
+    for share in HIGHER:
+        if (value := percentile(per_call, share)) is not None:
             figures.append(Figure(what=f"p{share * 100:.0f} of {what}", value=value, unit="ms"))
     return figures
 

@@ -21,7 +21,7 @@ from time import monotonic
 import msgspec
 
 from ..record import Record, Status, decode_record
-from ..spec import Budget, Job
+from ..spec import Budget, Job, Visit
 
 WORKER = "fusionbench.worker"  # started by name: the runner never imports it
 NURSERY = "fusionbench.engines.nursery"
@@ -65,20 +65,21 @@ def _no_main() -> Iterator[None]:
 
 
 def run(
-    jobs: Iterable[Job],
+    visits: Iterable[Visit],
     budget: Budget,
     plugins: Sequence[str],
     started: Callable[[Job], None],
     stopping: Callable[[], bool],
-) -> Iterator[Record]:
-    """One record for each job, in order. ``started`` is told of each job as it begins; once ``stopping``
-    says so, the running job ends after its sample and no other begins."""
+) -> Iterator[tuple[Visit, Record]]:
+    """One record for each visit, in order. ``started`` is told of each job as its visit begins; once ``stopping``
+    says so, the running visit ends after its sample and no other begins."""
     start_server()
     held: dict[str, Worker] = {}  # by device: a CUDA worker waits while a job runs on the CPU
     try:
-        for job in jobs:
+        for visit in visits:
             if stopping():
                 return
+            job = visit.job
             device = "cuda:0" if job.case.device == "cuda" else job.case.device
             if device in held and not held[device].serves(job):
                 held.pop(device).close()
@@ -86,12 +87,12 @@ def run(
                 held[device] = Worker(job, plugins)
             started(job)
             try:
-                record = held[device].measure(job, budget, stopping)
+                record = held[device].measure(visit, budget, stopping)
             except Cancelled:
                 return
             if record.status != "ok" or device == "cpu":
                 held.pop(device).close()
-            yield record
+            yield visit, record
     finally:
         for worker in held.values():
             worker.close()
@@ -115,11 +116,11 @@ class Worker:
     def serves(self, job: Job) -> bool:
         return self.serving == (job.strategy, job.backend, job.case.device)
 
-    def measure(self, job: Job, budget: Budget, stopping: Callable[[], bool]) -> Record:
-        """The job's record, written by the worker or, if that died or hung, by us. Raises Cancelled."""
+    def measure(self, visit: Visit, budget: Budget, stopping: Callable[[], bool]) -> Record:
+        """The visit's record, written by the worker or, if that died or hung, by us. Raises Cancelled."""
         start, started_at = monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
-            self.pipe.send_bytes(_encoder.encode({"job": job, "budget": budget}))
+            self.pipe.send_bytes(_encoder.encode({"visit": visit, "budget": budget}))
             answer = self._await(start + budget.timeout_s, stopping)
         except (BrokenPipeError, EOFError, ConnectionResetError):
             answer = None
@@ -134,7 +135,7 @@ class Worker:
         else:
             reason = self._cause_of_death()
         wall_s = monotonic() - start
-        return Record(job=job, status=status, reason=reason, phase="run", started_at=started_at, wall_s=wall_s)
+        return Record(job=visit.job, status=status, reason=reason, phase="run", started_at=started_at, wall_s=wall_s)
 
     def _await(self, deadline: float, stopping: Callable[[], bool]) -> bytes | str | None:
         """The worker's answer; "timeout"; or None when it died."""

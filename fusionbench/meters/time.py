@@ -5,27 +5,58 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
+from typing import Protocol
 
 import torch
 
 from ..collector import paused
 from ..record import Stop, Timing
-from ..spec import Budget
-from ..stats import half_width
-
-Call = Callable[[], object]
+from ..spec import Budget, Timer
+from ..stats import BLOCKS, half_width
+from . import cuda_time
+from .sampler import Call, Sample, Sampler, TimerError
 
 # A sample shorter than this is made of several calls: reading the clock twice costs about 0.1 µs here, 0.05 % of it.
 MIN_SAMPLE_NS = 200_000
+MOST_LOOPS = 1_000_000  # a call takes 30 ns at the least: with so many of them it is the clock that stands still
 # Neighbouring samples resemble each other, so a short stretch can look more precise than it is: no verdict before
 # this share of the budget is over.
 MIN_SHARE = 0.1
-# On CUDA the samples of one batch are queued before the host waits, so that its waiting is not measured.
-CUDA_BATCH = 10
+STILL = 1000  # calls in a row during which the clock does not move: it never will
+FEWEST = 3  # samples, however small the share: a median, and one on either side
+BLOCK = 10  # samples after which the inputs change and the device is asked whether it throttled
+RETRIES = 5  # blocks of a timing that are thrown away because of throttling; whatever comes then is kept
+PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.5  # for a device to cool down, doubled every time (as in nvbench)
+
+
+class Monitor(Protocol):
+    """Who watches a device while it is timed, block by block (meters.device has the one of NVML)."""
+
+    def restart(self) -> None:
+        """What was until now belongs to no block."""
+
+    def throttled(self) -> bool:
+        """Whether the device throttled at any time in the block that is over."""
+        ...
+
+    def keep(self) -> None:
+        """The block is kept, throttled as it was."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How many samples there are to be, and how long they may take."""
+
+    least: int
+    most: int
+    seconds: float
+    ci: float
 
 
 def first_call(call: Call, device: torch.device) -> int:
@@ -37,57 +68,82 @@ def first_call(call: Call, device: torch.device) -> int:
 
 
 def measure(
-    call: Call, budget: Budget, device: torch.device, interrupted: Callable[[], bool], first_call_ns: int = 0
+    call: Call,
+    budget: Budget,
+    device: torch.device,
+    interrupted: Callable[[], bool],
+    first_call_ns: int = 0,
+    *,
+    timer: Timer | None = None,
+    loops: int = 0,
+    turn: Callable[[], object] | None = None,
+    monitor: Monitor | None = None,
+    share: float = 1.0,
 ) -> Timing:
     """Time ``call`` on ``device``; ``interrupted`` is asked between samples and ends the sampling early.
 
-    CPU: wall clock, cache as the call leaves it (``hot``). CUDA: events around each call, or with the budget's timer
-    "graph" around the replay of a graph of it, after the L2 cache was flushed (``cold``). A graph leaves out what the
-    host takes to launch kernels, which outlasts many of them. The garbage collector is off while samples are taken.
+    CPU: wall clock, cache as the call leaves it (``hot``). CUDA: by ``timer`` (None: the budget's first).
+    ``loops`` calls make a sample, as in an earlier round of the job; 0: to be found out. ``share`` is the part of the
+    budget's seconds and samples that this round or timer gets. ``turn`` changes the values of the inputs between blocks
+    of samples, out of the timing; ``monitor`` is asked after each block on CUDA whether to throw it away. The garbage
+    collector is off while samples are taken. Raises TimerError where this timer cannot time this call.
     """
     warmup_calls, call_ns = _warm_up(call, budget, device)
-    graph = device.type == "cuda" and budget.timers[0] == "graph"
-    loops = 1 if device.type == "cuda" or call_ns >= MIN_SAMPLE_NS else _calibrate(call)
-    taken: list[tuple[int, int | None]] = []
+    least = max(min(FEWEST, budget.min_samples), math.ceil(share * budget.min_samples))
+    bounds = Bounds(
+        least=least,
+        most=max(least, math.ceil(share * budget.max_samples)),
+        seconds=share * budget.measure_s,
+        ci=budget.ci,
+    )
     gc.collect()
-    with paused():
-        timed = _captured(call) if graph else call
-        sampler = _cuda_samples(timed, device) if device.type == "cuda" else _cpu_samples(call, loops)
-        stop = _take(sampler, taken, budget, interrupted)
+    with paused(), contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            sampler = cuda_time.sampler(timer or budget.timers[0], call, device, loops)
+        else:
+            sampler = stack.enter_context(_wall(call, loops or _calibrate(call, call_ns)))
+            monitor = None
+        taken, stop, discarded = _take(sampler, bounds, interrupted, turn, monitor)
     delays = [delay for _, delay in taken if delay is not None]
     return Timing(
-        timer="cuda_graph" if graph else "cuda_event" if device.type == "cuda" else "wall",
-        cache="cold" if device.type == "cuda" else "hot",
-        loops=loops,
+        timer=sampler.timer,
+        cache=sampler.cache,
+        loops=sampler.loops,
         samples_ns=tuple(sample for sample, _ in taken),
-        run_delay_ns=tuple(delays),
+        run_delay_ns=tuple(delays) if len(delays) == len(taken) else (),
         stop=stop,
         first_call_ns=first_call_ns,
         warmup_calls=warmup_calls,
         threads=torch.get_num_threads(),
+        discarded=discarded,
     )
 
 
 def _warm_up(call: Call, budget: Budget, device: torch.device) -> tuple[int, int]:
     """Call until ``warmup_s`` is over, at least twice; returns how often, and the nanoseconds of the fastest call."""
-    calls, fastest, start = 0, 2**62, perf_counter_ns()
+    calls, fastest, still, start = 0, 2**62, 0, perf_counter_ns()
     while calls < 2 or perf_counter_ns() - start < budget.warmup_s * 1e9:
         before = perf_counter_ns()
         call()
         _synchronize(device)
-        calls, fastest = calls + 1, min(fastest, perf_counter_ns() - before)
+        elapsed = perf_counter_ns() - before
+        calls, fastest, still = calls + 1, min(fastest, elapsed), 0 if elapsed > 0 else still + 1
+        if still >= STILL:
+            raise TimerError(f"the clock stood still for {still} calls in a row; see what changes the system's time")
     return calls, fastest
 
 
-def _calibrate(call: Call) -> int:
-    """How many calls make a sample of at least MIN_SAMPLE_NS."""
-    loops = 1
-    while True:
+def _calibrate(call: Call, call_ns: int) -> int:
+    """How many calls make a sample of at least MIN_SAMPLE_NS, where one takes about ``call_ns``."""
+    loops, elapsed = 1, call_ns
+    while elapsed < MIN_SAMPLE_NS:
+        if loops >= MOST_LOOPS:
+            raise TimerError(f"below resolution: {loops} calls take {elapsed} ns; time a larger case")
+        enough = -(-loops * MIN_SAMPLE_NS * 5 // (max(elapsed, 1) * 4))
+        loops = max(loops + 1, min(100 * loops, enough))
         # The faster of two: one interruption must not make a short call look long.
-        elapsed = max(min(_elapsed(call, loops), _elapsed(call, loops)), 1)
-        if elapsed >= MIN_SAMPLE_NS:
-            return loops
-        loops = max(loops + 1, min(100 * loops, -(-loops * MIN_SAMPLE_NS * 5 // (elapsed * 4))))
+        elapsed = min(_elapsed(call, loops), _elapsed(call, loops))
+    return loops
 
 
 def _elapsed(call: Call, loops: int) -> int:
@@ -98,39 +154,87 @@ def _elapsed(call: Call, loops: int) -> int:
 
 
 def _take(
-    sampler: Iterator[tuple[int, int | None]],
-    taken: list[tuple[int, int | None]],
-    budget: Budget,
+    sampler: Sampler,
+    bounds: Bounds,
     interrupted: Callable[[], bool],
-) -> Stop:
-    """Fill ``taken`` from ``sampler`` and say why it stopped."""
-    start, next_check = perf_counter_ns(), budget.min_samples
+    turn: Callable[[], object] | None,
+    monitor: Monitor | None,
+) -> tuple[list[Sample], Stop, int]:
+    """Samples in the order taken, why they ended, and how many were thrown away; a block at a time."""
+    taken: list[Sample] = []
+    kept = discarded = retries = 0  # kept: samples of the blocks that are over
+    next_look = max(bounds.least, BLOCKS)
+    if monitor is not None:
+        monitor.restart()
+    start = begun = perf_counter_ns()
     while True:
-        taken.append(next(sampler))
-        n = len(taken)
+        taken += sampler.take(max(1, min(sampler.batch, bounds.most - len(taken))))
+        stop = _reason(taken, bounds, perf_counter_ns() - start, len(taken) >= next_look)
+        if len(taken) >= next_look:
+            # Looking after every sample would stop on luck; a look at every further quarter keeps the looks few.
+            next_look = len(taken) + max(len(taken) // 4, 5)
         if interrupted():
-            return "interrupted"
-        if n < budget.min_samples:
+            stop = "interrupted"
+        if stop is None and len(taken) - kept < BLOCK:
             continue
-        # Looking after every sample would stop on luck; a look at every further quarter keeps the looks few.
-        if n >= next_check:
-            long_enough = perf_counter_ns() - start >= MIN_SHARE * budget.measure_s * 1e9
-            if long_enough and half_width([sample for sample, _ in taken]) <= budget.ci:
-                return "precise"
-            next_check = n + max(n // 4, 5)
-        if n >= budget.max_samples:
-            return "samples"
-        if perf_counter_ns() - start >= budget.measure_s * 1e9:
-            return "budget"
+        if monitor is not None and monitor.throttled():
+            if retries < RETRIES and stop != "interrupted":
+                discarded, retries = discarded + len(taken) - kept, retries + 1
+                del taken[kept:]
+                _cool_down(retries, sampler, monitor)
+                start += perf_counter_ns() - begun  # throttling must not use up the budget
+                begun = perf_counter_ns()
+                continue
+            monitor.keep()
+        if stop is not None:
+            return taken, stop, discarded
+        if turn is not None:
+            turn()
+            sampler.settle()
+        kept, begun = len(taken), perf_counter_ns()
 
 
-def _cpu_samples(call: Call, loops: int) -> Iterator[tuple[int, int | None]]:
+def _on_core(taken: list[Sample]) -> list[int]:
+    """The samples without the time that the one thread waited for a core; of several threads some went on."""
+    alone = torch.get_num_threads() == 1
+    return [max(ns - (waited or 0), 1) if alone else ns for ns, waited in taken]
+
+
+def _cool_down(retries: int, sampler: Sampler, monitor: Monitor) -> None:
+    sleep(min(PAUSE_S * 2 ** (retries - 1), LONGEST_PAUSE_S))
+    sampler.settle()
+    monitor.restart()
+
+
+def _reason(taken: list[Sample], bounds: Bounds, spent_ns: int, look: bool) -> Stop | None:
+    """Why sampling is over, if it is; the interval of the median is looked at only with ``look``."""
+    if look and spent_ns >= MIN_SHARE * bounds.seconds * 1e9 and half_width(_on_core(taken)) <= bounds.ci:
+        return "precise"
+    if len(taken) >= bounds.most:
+        return "samples"
+    if len(taken) >= bounds.least and spent_ns >= bounds.seconds * 1e9:
+        return "budget"
+    return None
+
+
+@contextlib.contextmanager
+def _wall(call: Call, loops: int) -> Iterator[Sampler]:
+    """The wall clock around ``loops`` calls."""
     with _run_delay() as waited:
-        while True:
-            before = waited()
-            elapsed = _elapsed(call, loops)
-            after = waited()
-            yield elapsed, None if before is None or after is None else after - before
+
+        def take(n: int) -> list[Sample]:
+            return [_sample(call, loops, waited) for _ in range(n)]
+
+        yield Sampler(timer="wall", cache="hot", loops=loops, batch=1, take=take, settle=lambda: _elapsed(call, 1))
+
+
+def _sample(call: Call, loops: int, waited: Callable[[], int | None]) -> Sample:
+    before = waited()
+    elapsed = _elapsed(call, loops)
+    after = waited()
+    if elapsed <= 0:
+        raise TimerError(f"below resolution: {loops} calls took {elapsed} ns; see what changes the system's time")
+    return elapsed, None if before is None or after is None else after - before
 
 
 @contextlib.contextmanager
@@ -155,45 +259,6 @@ def _run_delay() -> Iterator[Callable[[], int | None]]:
     finally:
         for file in files:
             os.close(file)
-
-
-def _cuda_samples(call: Call, device: torch.device) -> Iterator[tuple[int, None]]:
-    cache = flush_buffer(device)
-    while True:
-        events = [(_event(), _event()) for _ in range(CUDA_BATCH)]
-        for begin, end in events:
-            cache.zero_()
-            begin.record()
-            call()
-            end.record()
-        torch.cuda.synchronize(device)
-        for begin, end in events:
-            yield round(begin.elapsed_time(end) * 1e6), None
-
-
-def _captured(call: Call) -> Call:
-    """The replay of a CUDA graph of ``call``."""
-    # PyTorch asks for a few calls on a side stream first: autograd and cuBLAS set themselves up per stream.
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def flush_buffer(device: torch.device) -> torch.Tensor:
-    """A buffer of twice the L2 cache; writing it leaves nothing of the inputs there."""
-    size = max(2 * torch.cuda.get_device_properties(device).L2_cache_size, 32 << 20)
-    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def _synchronize(device: torch.device) -> None:

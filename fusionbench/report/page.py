@@ -36,11 +36,11 @@ _OF_SYSTEMS = (
 _TIMER = ("timer", "cache", "threads")
 _CODED = (
     *("strategy", "backend", "image", "text", *_CONDITION, *_TIMER, "status", "reason", "phase", "case", "stop"),
-    *("name", "treatment", "kernels", "notes", "started_at", "machine", "hardware", "source"),
+    *("name", "treatment", "kernels", "notes", "started_at", "machine", "hardware", "source", "bound_by", "no_bound"),
 )
 _MEASURED = (
     *("median_ms", "low_ms", "high_ms", "samples", "contention", "first_call_ms"),
-    *("peak_mib", "cache_mib", "tflops", "flops"),
+    *("peak_mib", "cache_mib", "tflops", "flops", "bound_ms", "of_bound", "gb_per_s"),
     *("rel_l2", "yardstick_rel_l2", "cosine", "max_abs", "grad_rel_l2", "grad_yardstick_rel_l2", "joules_per_call"),
 )
 _SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "claims.js", "page.js")

@@ -11,6 +11,7 @@ const COLUMNS = [
   { name: "cache_mib", title: "Cache MiB", px: 92, right: true, show: (v) => digits(v) },
   { name: "rel_l2", title: "Rel. error", px: 88, right: true, show: small },
   { name: "tflops", title: "TFLOP/s", px: 84, right: true, show: (v) => digits(v) },
+  { name: "of_bound", title: "Of bound", px: 86, right: true, show: share }, { name: "bound_by", title: "Bound by", px: 88 },
   { name: "device", title: "Device", px: 76 }, { name: "mode", title: "Mode", px: 128 },
   { name: "contention", title: "Waited", px: 76, right: true, show: share },
   { name: "samples", title: "Samples", px: 84, right: true },

@@ -132,6 +132,7 @@ def _ranking(group: pd.DataFrame) -> list[Column]:
         ("cache MiB", True, [_number(r["cache_mib"], ",.3g") for r in lines]),
         ("rel. error", True, [_number(r["rel_l2"], ".1e") for r in lines]),
         ("TFLOP/s", True, [_number(r["tflops"], ".3g") for r in lines]),
+        ("of bound", True, [_number(r["of_bound"], ".0%") for r in lines]),
         ("waited", True, [_number(r["contention"], ".1%") for r in lines]),
     ]
 

@@ -1,0 +1,86 @@
+"""Whether the GPUs of a run are fit to be measured: no one else is on them, and they do not throttle already."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from . import nvml
+from .errors import DeviceLostError
+
+# An idle GPU's power cap and clocks say nothing; heat and the power supply hold it down whatever it does.
+TELLING = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
+
+
+def warnings(devices: Iterable[str]) -> list[str]:
+    """What a run on these devices should say before it begins, with the remedy; empty for CPUs and quiet GPUs."""
+    return [line for device in sorted(set(devices)) for line in _warnings(device)]
+
+
+def absent(devices: Iterable[str]) -> str | None:
+    """The one note that clocks, neighbours and energy of the GPUs in ``devices`` stay unknown, or None."""
+    if not any(device.startswith("cuda") for device in devices):
+        return None
+    reason = nvml.absent()
+    return (
+        None
+        if reason is None
+        else f"NVML says nothing ({reason.lower()}): clocks, other processes and energy are unknown"
+    )
+
+
+def _warnings(device: str) -> list[str]:
+    try:
+        with nvml.session(device) as gpu:
+            return [] if gpu is None else [*_busy(gpu), *_throttling(gpu)]
+    except DeviceLostError as error:
+        return [str(error)]
+
+
+def _busy(gpu: nvml.Gpu) -> list[str]:
+    others = foreign(gpu, os.getpid(), holding=False)
+    return [crowded(others, gpu.name) + "; wait for them, or choose another device"] if others else []
+
+
+def crowded(others: int, name: str) -> str:
+    """In words: how many other processes were on the GPU ``name``."""
+    return f"{others} other {'process uses' if others == 1 else 'processes use'} {name}, and timings share it with them"
+
+
+def _throttling(gpu: nvml.Gpu) -> list[str]:
+    state = gpu.state()
+    found = nvml.throttling(state, gpu.expected_mhz())
+    if state.reasons is not None and state.reasons & nvml.IDLE:
+        found = tuple(reason for reason in found if reason in TELLING)
+    heat = "" if state.temperature_c is None else f" at {state.temperature_c} °C"
+    remedy = "let it cool down, or see to its cooling and power"
+    return [f"{gpu.name} throttles before anything runs ({', '.join(found)}){heat}; {remedy}"] if found else []
+
+
+def foreign(gpu: nvml.Gpu, root: int, *, holding: bool) -> int | None:
+    """How many processes on the GPU are neither ``root`` nor its descendants; None where the driver does not say.
+
+    ``holding`` says that one of ours has a context there: if none is listed then, the driver speaks in the numbers of
+    another pid namespace, and one of those that it lists is ours.
+    """
+    listed = gpu.processes()
+    if listed is None:
+        return None
+    others = sum(not _descends(process, root) for process in listed)
+    return max(0, others - 1) if holding and others == len(listed) else others
+
+
+def _descends(process: int, root: int) -> bool:
+    while process > 1 and process != root:
+        process = _parent(process)
+    return process == root
+
+
+def _parent(process: int) -> int:
+    """0 where it is over, or where there is no /proc."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        # pid (command) state parent; the command may hold anything
+        return int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    return 0

@@ -1,0 +1,118 @@
+"""The rounds of one job, each a process of its own: how many there should be, and how they become one record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import msgspec
+
+from .record import DeviceState, Record, Stop, Timing
+from .spec import Budget
+
+# From best to worst: a job stopped for the worst reason of its rounds.
+_STOPS: tuple[Stop, ...] = ("precise", "samples", "budget", "interrupted")
+# A job whose module takes longer than this to be there (compilation, 3.6 s with warm caches) has one round.
+MAX_SETUP_S = 2.0
+_ALIKE = ("timer", "cache", "loops", "threads")
+
+
+def rounds_of(record: Record) -> int:
+    """How many rounds a record holds the samples of."""
+    return 0 if record.time is None else max(1, len(record.time.rounds))
+
+
+def wanted(record: Record, budget: Budget) -> int:
+    """How many rounds a record should hold: what has failed, or takes long to begin, is not visited again."""
+    if record.status != "ok" or record.time is None:
+        return rounds_of(record)
+    return 1 if setup_s(record.phases_s) > MAX_SETUP_S else budget.rounds
+
+
+def setup_s(phases_s: Mapping[str, float]) -> float:
+    """Seconds until a job's module was there and had run once."""
+    return sum(phases_s.get(phase, 0.0) for phase in ("build", "first call"))
+
+
+def share(budget: Budget, phases_s: Mapping[str, float]) -> Budget:
+    """What one round may take of the budget: its part of the samples, and of the precision that all have together."""
+    rounds = 1 if setup_s(phases_s) > MAX_SETUP_S else budget.rounds
+    return msgspec.structs.replace(
+        budget,
+        measure_s=budget.measure_s / rounds,
+        min_samples=max(3, -(-budget.min_samples // rounds)),
+        max_samples=max(3, -(-budget.max_samples // rounds)),
+        ci=min(0.5, budget.ci * math.sqrt(rounds)),
+    )
+
+
+def done(record: Record, budget: Budget) -> bool:
+    """Whether the job needs no further visit."""
+    return rounds_of(record) >= wanted(record, budget)
+
+
+def joined(earlier: Record | None, later: Record, number: int) -> Record:
+    """What is known of a job after round ``number``: all of its samples, or how it failed this time."""
+    if earlier is None:
+        return later
+    if later.status != "ok" or later.time is None or earlier.time is None:
+        reason = f"in round {number + 1}, after {number} good ones: {later.reason}"
+        return msgspec.structs.replace(
+            later, reason=reason, accuracy=later.accuracy or earlier.accuracy, costs=earlier.costs
+        )
+    return msgspec.structs.replace(
+        earlier,
+        time=merge((earlier.time, later.time)),
+        device=_both(earlier.device, later.device),
+        notes=tuple(dict.fromkeys(earlier.notes + later.notes)),
+        wall_s=earlier.wall_s + later.wall_s,
+    )
+
+
+def merge(timings: Sequence[Timing]) -> Timing:
+    """One timing of all samples, in the order given; first call and warm-up are those of the first.
+
+    Raises ValueError for none at all, and where timer, cache, loops or threads differ: such samples have no median.
+    """
+    if not timings:
+        raise ValueError("no round to join; give at least one timing")
+    for name in _ALIKE:
+        if len(found := {getattr(timing, name) for timing in timings}) > 1:
+            raise ValueError(f"rounds of one job differ in {name} ({', '.join(map(str, sorted(found)))}); time it anew")
+    delayed = all(timing.run_delay_ns for timing in timings)
+    return msgspec.structs.replace(
+        timings[0],
+        samples_ns=tuple(chain.from_iterable(t.samples_ns for t in timings)),
+        run_delay_ns=tuple(chain.from_iterable(t.run_delay_ns for t in timings)) if delayed else (),
+        stop=max((t.stop for t in timings), key=_STOPS.index),
+        rounds=tuple(chain.from_iterable(t.rounds or (len(t.samples_ns),) for t in timings)),
+        seeds=tuple(chain.from_iterable(t.seeds for t in timings)),
+        control_ns=tuple(chain.from_iterable(t.control_ns for t in timings)),
+        discarded=sum(t.discarded for t in timings),
+    )
+
+
+def _both(one: DeviceState | None, other: DeviceState | None) -> DeviceState | None:
+    if one is None or other is None:
+        return one or other
+    powers = [state.power_watts for state in (one, other) if state.power_watts is not None]
+    degrees = [state.temperature_c for state in (one, other) if state.temperature_c is not None]
+    return DeviceState(
+        sm_mhz=_range(one.sm_mhz, other.sm_mhz),
+        memory_mhz=_range(one.memory_mhz, other.memory_mhz),
+        power_watts=sum(powers) / len(powers) if powers else None,
+        temperature_c=max(degrees, default=None),
+        throttle=tuple(dict.fromkeys(one.throttle + other.throttle)),
+        foreign=max(one.foreign, other.foreign),
+    )
+
+
+_Range = tuple[int, int, int]
+
+
+def _range(one: _Range | None, other: _Range | None) -> _Range | None:
+    """Lowest, middle and highest of both; the middle is the mean of the two medians."""
+    if one is None or other is None:
+        return one or other
+    return min(one[0], other[0]), (one[1] + other[1]) // 2, max(one[2], other[2])

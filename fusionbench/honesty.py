@@ -15,7 +15,7 @@ from .spec import Budget, Job
 from .subject import Subject
 from .verify import check
 
-# Two calls on the same inputs may differ by the order in which atomics add, a few roundings of bf16 (0.4 %): not by this.
+# Two calls on the same inputs may differ by the order in which atomics add, some roundings (0.4 % in bf16), not more.
 RANDOM = 0.05
 # How often the inputs turn before a result that stays the same is called independent of them: a vote may stay.
 TURNS = 4

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 SOME_FAILED, UNFIT, NOTHING, DAMAGED, INTERRUPTED = 3, 4, 5, 6, 130  # exit codes, see EPILOG
 
 EPILOG = (
-    "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine is unfit (doctor "
-    "--strict), 5 nothing to measure or show, "
-    "6 results damaged, 130 interrupted (partial results are saved), 143 terminated (the same)."
+    "Exit codes: 0 fine, 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine is unfit (--strict), "
+    "5 nothing to measure or show, 6 results damaged or not stored, 130 interrupted (partial results are saved), "
+    "143 terminated (the same)."
 )
 
 app = typer.Typer(
@@ -57,6 +57,9 @@ RunArgument = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 WithReport = Annotated[bool, typer.Option("--report", help="Write report.html into the run folder when done.")]
 RetryFailed = Annotated[bool, typer.Option(help="Measure jobs again that failed before.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with 4 where others disturbed a measurement: on the cores or the GPU.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan, no progress; only results.")]
 TimerNames = Annotated[
     list[str] | None,
@@ -212,6 +215,7 @@ def run(
     ] = None,
     order_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the order of jobs; else a new one.")] = None,
     timer: TimerNames = None,
+    strict: Strict = False,
     report: WithReport = False,
     quiet: Quiet = False,
 ) -> None:
@@ -247,7 +251,7 @@ def run(
         command=sys.argv,
         warn=lambda problem: terminal.note(out, problem),
     )
-    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet))
+    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet, strict=strict))
 
 
 @app.command()
@@ -255,6 +259,10 @@ def resume(
     run: Annotated[Path, typer.Argument(help="The run folder to go on with.")],
     plugin: Plugin = None,
     retry_failed: RetryFailed = False,
+    allow_env_change: Annotated[
+        bool, typer.Option("--allow-env-change", help="Measure everything again where machine or versions changed.")
+    ] = False,
+    strict: Strict = False,
     report: WithReport = False,
     quiet: Quiet = False,
 ) -> None:
@@ -271,9 +279,13 @@ def resume(
     out = terminal.console(stderr=True)
     plugins = [str(path) for path in plugin or []]
     prepared = launches.resume(
-        run, plugins=plugins, retry_failed=retry_failed, warn=lambda problem: terminal.note(out, problem)
+        run,
+        plugins=plugins,
+        retry_failed=retry_failed,
+        allow_env_change=allow_env_change,
+        warn=lambda problem: terminal.note(out, problem),
     )
-    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet))
+    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet, strict=strict))
 
 
 @app.command()

@@ -67,7 +67,7 @@ def reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def write_all(file: int, data: bytes) -> None:
+def write_all(file: int, data: bytes | bytearray) -> None:
     """One write, as a rule: on a full disk the second one says what is wrong with the first. Raises OSError."""
     rest = memoryview(data)
     while rest:

@@ -7,6 +7,8 @@ FusionbenchError            exit code 2 unless said otherwise
 ├── UnfitError                   the machine is not fit to measure (exit code 4)
 ├── DeviceLostError              a GPU is gone (exit code 3: its jobs fail, others go on)
 └── StoreError              a results folder cannot be read or written (exit code 6 when damaged)
+    ├── DamagedError             what was stored once is no longer whole
+    └── UnstoredError            what was measured could not be stored
 """
 
 from __future__ import annotations
@@ -54,6 +56,12 @@ class StoreError(FusionbenchError):
 
 class DamagedError(StoreError):
     """What was stored once is no longer whole."""
+
+    exit_code = 6
+
+
+class UnstoredError(StoreError):
+    """A record could not be stored where it belongs; the message says where it is."""
 
     exit_code = 6
 

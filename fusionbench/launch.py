@@ -5,14 +5,16 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from . import backends, registry, store, suite
 from .disk import locked
-from .environment import capture
-from .errors import FusionbenchError, printable
+from .environment import capture, differences
+from .errors import FusionbenchError, StoreError, UnstoredError, printable
+from .footprint import footprint
 from .plan import Plan
 from .record import Environment, Record
 from .runner import Engine, Listener, Outcome, run
@@ -103,17 +105,22 @@ def new(
     command: Sequence[str] = (),
     warn: Callable[[str], object],
 ) -> Launch:
-    """A launch of ``chosen`` (not yet narrowed). An unfinished run of the same suite, narrowing and budget is
-    continued unless ``fresh``; raises FusionbenchError for names, values and jobs that do not exist."""
+    """A launch of ``chosen`` (not yet narrowed). An unfinished run of the same suite, narrowing and budget, made in
+    this environment, is continued unless ``fresh``; ``warn`` is told why one that looks like it is not.
+    Raises FusionbenchError for names, values and jobs that do not exist."""
     load_plugins(plugins)
     plugins = [str(Path(plugin).resolve()) for plugin in plugins]
     plan = _plan(chosen, only, limit, job)
     asked = {**only, **({JOB: [job]} if job else {})}
-    found = None
+    environment = capture()
     if not fresh and not job:
         found = store.latest(results, chosen.hash, asked, limit, budget=budget, retry_failed=retry_failed, ignored=warn)
-    if found is not None:
-        return _continued(found, plan, budget, plugins, retry_failed, warn)
+        earlier = None if found is None else store.read(found)
+        reason = _why_anew(earlier, environment, results, chosen)
+        if earlier is not None and reason is None:
+            return _continued(earlier, plan, budget, plugins, environment, retry_failed, warn)
+        if reason is not None:
+            warn(f"a new run begins: {reason}")
     manifest = store.new_manifest(
         suite_name=chosen.name,
         suite_hash=chosen.hash,
@@ -124,16 +131,24 @@ def new(
         plugins=plugins,
         order_seed=secrets.randbits(31) if order_seed is None else order_seed,
         planned=sum(1 for _ in plan),
+        number=store.next_number(results),
     )
     folder = store.create(results, manifest, chosen.text)
-    return Launch(plan, budget, tuple(plugins), capture(), folder, frozenset(), {}, manifest.order_seed)
+    return Launch(plan, budget, tuple(plugins), environment, folder, frozenset(), {}, manifest.order_seed)
 
 
 def resume(
-    folder: Path, *, plugins: Sequence[str] = (), retry_failed: bool = False, warn: Callable[[str], object]
+    folder: Path,
+    *,
+    plugins: Sequence[str] = (),
+    retry_failed: bool = False,
+    allow_env_change: bool = False,
+    warn: Callable[[str], object],
 ) -> Launch:
     """The launch that goes on with the run in ``folder``, under the suite and the budget it began with.
 
+    In another environment timings would not compare with those that are there: FusionbenchError, or with
+    ``allow_env_change`` every job is measured again, beside the records of the environment before.
     Its plugins must be named again: a run folder may come from elsewhere, and is not trusted to name code.
     """
     manifest = store.read_manifest(folder)
@@ -149,7 +164,14 @@ def resume(
     only = {axis: values for axis, values in manifest.only.items() if axis != JOB}
     job = next(iter(manifest.only.get(JOB, [])), None)
     plan = _plan(chosen, only, manifest.limit, job)
-    return _continued(folder, plan, manifest.budget, plugins, retry_failed, warn)
+    environment, earlier = capture(), store.read(folder)
+    changes = _moved(earlier, environment)
+    if changes and not allow_env_change:
+        raise FusionbenchError(
+            f"run '{printable(str(folder))}' was measured in another environment ({', '.join(changes)}); "
+            "go back to it, begin a new run, or measure everything again here with --allow-env-change"
+        )
+    return _continued(earlier, plan, manifest.budget, plugins, environment, retry_failed, warn)
 
 
 def _plan(chosen: suite.Suite, only: Mapping[str, Sequence[str]], limit: int | None, job: str | None) -> Plan:
@@ -162,30 +184,54 @@ def _plan(chosen: suite.Suite, only: Mapping[str, Sequence[str]], limit: int | N
     return plan
 
 
+def _moved(earlier: store.Run, environment: Environment) -> list[str]:
+    """What differs between this environment and the last one of a run; empty if the run has seen this one."""
+    if not earlier.environments or environment.id in earlier.environments:
+        return []
+    *_, last = earlier.environments.values()
+    return [printable(change) for change in differences(last, environment)]
+
+
+def _why_anew(earlier: store.Run | None, environment: Environment, results: Path, chosen: suite.Suite) -> str | None:
+    """Why the unfinished run ``earlier`` is not continued or, if there is none, why one that the user may think of is
+    another; None where nothing needs to be said."""
+    if earlier is not None:
+        changes, name = ", ".join(_moved(earlier, environment)), printable(earlier.path.name)
+        return f"the environment is not that of '{name}': {changes}" if changes else None
+    namesakes = (run for run in store.runs(results).items() if run[1].suite_name == chosen.name)
+    path, newest = next(namesakes, (results, None))
+    if newest is None or newest.suite_hash == chosen.hash:
+        return None
+    with suppress(StoreError):  # what cannot be read cannot be continued either
+        if not store.complete(store.read(path)):
+            remedy = f"fusionbench resume {printable(str(path))}"
+            return f"suite '{chosen.name}' was edited; its unfinished run goes on with: {remedy}"
+    return None
+
+
 def _continued(
-    folder: Path,
+    earlier: store.Run,
     plan: Plan,
     budget: Budget,
     plugins: Sequence[str],
+    environment: Environment,
     retry_failed: bool,
     warn: Callable[[str], object],
 ) -> Launch:
-    earlier = store.read(folder)
     for problem in earlier.problems:
         warn(problem)
     finished = frozenset(store.finished(earlier, budget, retry_failed=retry_failed))
     seed = earlier.manifest.order_seed if earlier.manifest else 0
-    return Launch(plan, budget, tuple(plugins), capture(), folder, finished, store.begun(earlier, budget), seed)
+    begun = store.begun(earlier, budget)
+    return Launch(plan, budget, tuple(plugins), environment, earlier.path, finished, begun, seed)
 
 
 def execute(launch: Launch, engine: Engine, listener: Listener) -> Outcome:
-    """Store a record for every skip, then measure what remains."""
-    with locked(launch.folder), store.Writer(launch.folder, launch.environment) as writer:
-        skipped = 0
-        for item in launch.remaining():
-            if isinstance(item, Skip):
-                writer.append(_skip_record(item, launch.environment))
-                skipped += 1
+    """Store a record for every skip, then measure what remains. What the run's folder does not take is saved elsewhere:
+    UnstoredError says where."""
+    with locked(launch.folder), store.Writer(launch.folder, launch.environment) as writer, _rescued(writer):
+        skips = (item for item in launch.remaining() if isinstance(item, Skip))
+        skipped = writer.append_all(_skip_record(skip, launch.environment) for skip in skips)
         outcome = run(
             launch.jobs(),
             engine,
@@ -196,9 +242,26 @@ def execute(launch: Launch, engine: Engine, listener: Listener) -> Outcome:
             plugins=launch.plugins,
             seed=launch.order_seed,
             begun=launch.partly(),
+            size=footprint,
+            source=_source,
         )
+        if not writer.path.exists():
+            raise StoreError(f"run '{printable(str(launch.folder))}' was moved or removed while it was measured")
     outcome.statuses["skipped"] += skipped
     return outcome
+
+
+@contextmanager
+def _rescued(writer: store.Writer) -> Iterator[None]:
+    """Save what ``writer`` has stored, and what it has not, where its run cannot be written to any more."""
+    try:
+        yield
+    except StoreError as error:
+        try:
+            saved = f"everything measured in this session is in '{printable(str(store.rescue(writer)))}'"
+        except StoreError as second:
+            saved = f"nor could the results be saved elsewhere: {second}"
+        raise UnstoredError(f"{error}; {saved}") from error
 
 
 def _source(job: Job) -> str:

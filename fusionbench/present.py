@@ -30,10 +30,9 @@ def read(run: Path | None, results: Path) -> store.Run:
         if run is None:
             raise FusionbenchError(f"no run in '{results}' yet; measure one with: fusionbench run smoke")
     if run.suffix == ".parquet" and run.is_file():
-        from . import export
+        from .sealed import unseal
 
-        records, environments = export.unseal(run)
-        return store.Run(run, None, records, environments, torn=[], damage=[], duplicates=0)
+        return unseal(run)
     return store.read(run)
 
 
@@ -99,9 +98,9 @@ def write_page(
 
 def seal(run: store.Run) -> Path:
     """Put all facts of the run into one Parquet file inside its folder."""
-    from . import export
+    from .sealed import seal_run
 
-    return export.seal(run.records, run.environments, run.path / SEALED)
+    return seal_run(run.path, run.path / SEALED)
 
 
 def _frame(run: store.Run) -> pd.DataFrame:

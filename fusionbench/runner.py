@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import FrameType
 from typing import Protocol
 
 from msgspec.structs import replace
 
+from .device_loss import loss
 from .environment import native
 from .record import Environment, Record
+from .remarks import remarked
 from .rounds import done
-from .schedule import Agenda
+from .schedule import Agenda, Limits
 from .spec import Budget, Job, Visit
 
 
@@ -29,7 +32,7 @@ class Engine(Protocol):
         plugins: Sequence[str],
         started: Callable[[Job], None],
         stopping: Callable[[], bool],
-    ) -> Iterator[tuple[Visit, Record]]: ...
+    ) -> Generator[tuple[Visit, Record], None, None]: ...
 
 
 class Listener(Protocol):
@@ -62,10 +65,13 @@ class Stop:
 
 @dataclass
 class Outcome:
-    """How many jobs were finished, by status, and the signal that ended the run early (0: none)."""
+    """How a run went: finished jobs by status, the signal that ended it early (0: none), the devices that went away
+    with what they said last, and how many of their jobs were left undone."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     signal: int = 0
+    lost: dict[str, str] = field(default_factory=dict)
+    undone: int = 0
 
 
 def run(
@@ -79,28 +85,45 @@ def run(
     plugins: Sequence[str] = (),
     seed: int = 0,
     begun: Mapping[str, Record] | None = None,
+    size: Callable[[Job], float] | None = None,
+    source: Callable[[Job], str] = lambda job: "",
 ) -> Outcome:
     """Visit every job in rounds and store each record the moment it is there; the last one of a job counts.
 
     ``seed`` decides the order, ``begun`` are the records by key of jobs that an earlier attempt has left unfinished.
+    With ``size``, the bytes that a job needs, larger ones than one that ran out of memory are not tried; ``source``
+    is the hash of a job's code, for records of workers that died before they could tell it.
     The first SIGINT or SIGTERM lets the running job finish its sample and begins no other; the second ends
-    the run at once. Either way everything finished has been stored.
+    the run at once. Either way everything finished has been stored, and what ``store`` raises ends the run, too.
     """
-    outcome, stop, agenda = Outcome(), Stop(listener), Agenda(jobs, budget, seed, begun or {})
+    outcome, stop = Outcome(), Stop(listener)
+
+    def keep(visit: Visit, measured: Record) -> None:
+        measured = measured if measured.source else replace(measured, source=source(visit.job))
+        record = remarked(agenda.join(visit, complete(measured, environment)))
+        store(record)
+        finished = done(record, budget)
+        outcome.statuses[record.status] += finished
+        listener.visited(visit, record, finished)
+
+    agenda = Agenda(jobs, budget, seed, begun or {}, Limits(size) if size else None, keep)
     try:
-        with _listening(stop):
-            for visit, measured in engine(agenda, budget, plugins, listener.started, stop.asked):
-                if cut_off(measured, visit, budget):
-                    continue
-                record = agenda.join(visit, complete(measured, environment))
-                store(record)
-                finished = done(record, budget)
-                outcome.statuses[record.status] += finished
-                listener.visited(visit, record, finished)
+        with _listening(stop), closing(engine(agenda, budget, plugins, listener.started, stop.asked)) as visited:
+            for visit, measured in visited:
+                if lost(measured):
+                    outcome.lost.setdefault(visit.job.case.device, measured.reason)
+                    agenda.lose(visit.job.case.device)
+                elif not cut_off(measured, visit, budget):
+                    keep(visit, measured)
     except KeyboardInterrupt:
         outcome.signal = stop.number or signal.SIGINT
-    outcome.signal = outcome.signal or stop.number
+    outcome.signal, outcome.undone = outcome.signal or stop.number, agenda.undone
     return outcome
+
+
+def lost(record: Record) -> bool:
+    """Whether the job failed because its device has gone away, which says nothing about the job."""
+    return record.status == "error" and record.job.case.device != "cpu" and loss(record.reason) == "gone"
 
 
 def complete(record: Record, environment: Environment) -> Record:
@@ -108,7 +131,8 @@ def complete(record: Record, environment: Environment) -> Record:
     case = record.job.case
     note = native(case.dtype, case.device, environment)
     notes = record.notes + ((note,) if note and record.time else ())
-    return replace(record, environment=environment.id, notes=notes)
+    started_at = record.started_at or datetime.now(UTC).isoformat(timespec="milliseconds")
+    return replace(record, environment=environment.id, notes=notes, started_at=started_at)
 
 
 def cut_off(record: Record, visit: Visit, budget: Budget) -> bool:

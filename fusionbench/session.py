@@ -9,41 +9,52 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from . import launch, present, store
+from . import device_lock, fitness, launch, present, store
 from .collector import paused
 from .engines import local
-from .errors import FusionbenchError, printable
+from .errors import FusionbenchError, UnfitError, printable
 from .progress import Display, Outline, outline_box
 from .record import FAILED, Environment, Record
+from .remarks import unfit
 from .runner import Outcome
 from .terminal import console, note
 
-EXIT_FAILED, EXIT_NOTHING = 3, 5
+EXIT_FAILED, EXIT_UNFIT, EXIT_NOTHING = 3, 4, 5
 
 
-def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool) -> int:
-    """Run what was prepared, show and seal it; returns the exit code."""
+def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool, strict: bool = False) -> int:
+    """Run what was prepared, show and seal it; returns the exit code. Under ``strict`` nothing is measured where
+    something speaks against it beforehand. Raises UnfitError where another run measures one of its GPUs."""
     resume = f"everything finished is saved. Go on with: {_resume(prepared)}"
     try:
-        outcome = _measure(prepared, out, quiet)
+        outcome = _measure(prepared, out, quiet, strict)
     except KeyboardInterrupt:  # before the first job, or between two steps
         note(out, f"interrupted; {resume}")
         return 128 + signal.SIGINT
     with paused():
         finished = store.read(prepared.folder)
-        _show(finished, out, sealed=outcome.signal == 0, report=report)
+        _show(finished, out, sealed=not (outcome.signal or outcome.lost), report=report)
+    for device, words in outcome.lost.items():
+        note(out, f"device '{device}' was lost ({words}); {outcome.undone} jobs are left undone; {resume}")
     if outcome.signal:
         note(out, f"interrupted; {resume}")
         return 128 + outcome.signal
-    return _verdict(finished.records, out)
+    return _verdict(finished.records, outcome, out, strict)
 
 
-def _measure(prepared: launch.Launch, out: Console, quiet: bool) -> Outcome:
+def _measure(prepared: launch.Launch, out: Console, quiet: bool, strict: bool) -> Outcome:
     outline = _outline(prepared)
     if not quiet:
         out.print(outline_box(outline))
-    with Display(out, outline, quiet) as display:
-        return launch.execute(prepared, local.run, display)
+    with device_lock.held(outline.devices):
+        warnings = fitness.warnings(outline.devices)
+        if strict and warnings:
+            raise UnfitError(f"--strict: {'; '.join(warnings)}")
+        for line in [*warnings, fitness.absent(outline.devices)]:
+            if line:
+                note(out, line)
+        with Display(out, outline, quiet) as display:
+            return launch.execute(prepared, local.run, display)
 
 
 def _show(finished: store.Run, out: Console, *, sealed: bool, report: bool) -> None:
@@ -89,10 +100,15 @@ def _resume(prepared: launch.Launch) -> str:
     return shlex.join(["fusionbench", "resume", str(prepared.folder), *present.plugin_options(prepared.plugins)])
 
 
-def _verdict(records: Sequence[Record], out: Console) -> int:
+def _verdict(records: Sequence[Record], outcome: Outcome, out: Console, strict: bool) -> int:
     """The exit code of a run that was not interrupted, with a line about it where the tables say nothing."""
+    doubtful = [f"{record.job.key}: {reason}" for record in records if (reason := unfit(record))] if strict else []
+    if doubtful:
+        more = f", and {len(doubtful) - 1} more" if len(doubtful) > 1 else ""
+        note(out, f"--strict: not measured in peace: {doubtful[0]}{more}; measure them again when it is quiet")
+        return EXIT_UNFIT
     statuses = {record.status for record in records}
-    if statuses & set(FAILED):
+    if statuses & set(FAILED) or outcome.lost:
         return EXIT_FAILED
     if "ok" not in statuses:
         note(out, "nothing was measured: every job was skipped")

@@ -6,11 +6,13 @@ A line is JSON, a tab, its crc32 as 8 hex digits and a line end. A shard is call
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import platform
 import re
 import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader, FileIO
@@ -27,6 +29,7 @@ from .record import VERSION, Environment, Record, Roofline, decode_line, encode_
 MAX_LINE = 4 << 20
 MAX_SHARD = 8 << 30
 MAX_PROBLEMS = 100  # damaged lines told one by one; the rest is counted
+BATCH = 1 << 20  # bytes that one sync may cover
 
 SEAL = 10  # bytes of a line after its JSON
 TORN_BEGINS = b"{\0"  # JSON, or the zeros that a power cut leaves; anything else was not begun by a writer
@@ -63,23 +66,53 @@ class Contents:
 class ShardWriter:
     """The one writer of one new shard in ``folder``; a record is on disk when ``append`` returns.
 
-    Raises StoreError. After a failed write nothing more is written: the shard is cut back to its last whole line
-    and closed. Whoever wants to go on opens a new one.
+    Raises StoreError. After a failed write nothing more is written: the shard is cut back to its last whole line.
+    Whoever wants to go on opens a new one; ``unsaved`` is what the failed write should have stored.
     """
 
     def __init__(self, folder: Path, environment: Environment) -> None:
         first_line = _line(environment)
+        self.environment = environment
+        self.unsaved: list[Item] = []
+        self._size = 0  # bytes that are on disk
         with explained(f"cannot write to '{printable(str(folder))}'"):
             self.path, self._file = _new_file(folder)
-            self._append(first_line)
+            try:
+                self._append(first_line)
+            except OSError:
+                os.close(self._file)
+                raise
 
     def append(self, item: Item) -> None:
         """Add a record, or the environment of records that were made elsewhere."""
-        line = _line(item)
-        if self._file < 0:
-            raise StoreError(f"shard '{printable(str(self.path))}' is closed; open a new writer on its run")
-        with explained(f"cannot write to '{printable(str(self.path))}'"):
-            self._append(line)
+        self._store([item], _line(item))
+
+    def append_all(self, items: Iterable[Item]) -> int:
+        """Add many and sync once per megabyte of them; returns how many.
+
+        10,000 records take 0.3 s so; with a call of ``append`` each 3 s, and 40 s where others keep the disk busy. When
+        it raises, whole megabytes that were written before the failing one stay.
+        """
+        batch: list[Item] = []
+        lines, stored = bytearray(), 0
+        for item in items:
+            line = _line(item)
+            if lines and len(lines) + len(line) > BATCH:
+                self._store(batch, lines)
+                batch, lines, stored = [], bytearray(), stored + len(batch)
+            batch.append(item)
+            lines += line
+        if batch:
+            self._store(batch, lines)
+        return stored + len(batch)
+
+    def stored(self) -> Iterator[Item]:
+        """What is on disk and whole, even if the file has lost its name since; raises OSError."""
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            file.seek(0)
+            for line in iter(lambda: file.readline(MAX_LINE + 1), b""):
+                if file.tell() <= self._size and line[-SEAL:] == _seal(line[:-SEAL]):
+                    yield decode_line(line[:-SEAL])
 
     def close(self) -> None:
         file, self._file = self._file, -1
@@ -93,37 +126,50 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _append(self, line: bytes) -> None:
-        start = os.fstat(self._file).st_size
+    def _store(self, items: list[Item], lines: bytes | bytearray) -> None:
+        if self._file < 0 or self.unsaved:
+            raise StoreError(f"shard '{printable(str(self.path))}' is closed; open a new writer on its run")
         try:
-            write_all(self._file, line)
+            with explained(f"cannot write to '{printable(str(self.path))}'"):
+                self._append(lines)
+        except StoreError:
+            self.unsaved = items
+            raise
+
+    def _append(self, lines: bytes | bytearray) -> None:
+        try:
+            if not os.fstat(self._file).st_nlink:  # a file without a name can be written, and is gone when closed
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            write_all(self._file, lines)
             os.fsync(self._file)  # not tried again: after a failure the kernel may have dropped the pages
         except OSError:
             with suppress(OSError):  # what stays behind is a torn tail, which readers skip
-                os.ftruncate(self._file, start)
-            with suppress(OSError):
-                os.close(self._file)
-            self._file = -1
+                os.ftruncate(self._file, self._size)
             raise
+        self._size += len(lines)
 
 
-def read_shard(path: Path, contents: Contents) -> None:
-    """Add what the shard holds to ``contents``; raises OSError, and NewerSchemaError for a newer version's line."""
+def read_shard(path: Path, contents: Contents) -> Iterator[tuple[Item, int, int]]:
+    """What the shard holds, each with the place and the length of its line; what is wrong is told to ``contents``.
+
+    Raises OSError, and NewerSchemaError for a newer version's line.
+    """
     name = printable(path.name)
-    number = faults = 0
+    number = faults = start = 0
     with opened(path, MAX_SHARD) as file:
         while line := file.readline(MAX_LINE + 1):
             number += 1
             sealed = line[-SEAL:] == _seal(line[:-SEAL])
             item = _parse(line[:-SEAL], f"{name}:{number}") if sealed else _broken(line)
             if not isinstance(item, str):
-                contents.add(item)
+                yield item, start, len(line)
             elif _is_torn(sealed, line, file):
                 contents.torn.append(f"{name}:{number}: torn, the last write never ended")
             else:
                 faults += 1
                 if faults <= MAX_PROBLEMS:
                     contents.damage.append(f"{name}:{number}: damaged, {item}")
+            start = start + len(line) if len(line) <= MAX_LINE else file.tell()
     if not number:
         contents.torn.append(f"{name}: empty, its writer stopped before the first line")
     if faults > MAX_PROBLEMS:
@@ -159,7 +205,7 @@ def _new_file(folder: Path) -> tuple[Path, int]:
     for n in itertools.count(first):
         path = folder / f"{host}-{os.getpid()}-{n:04d}.jsonl"
         with suppress(FileExistsError):  # another thread of this process was faster
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
             break
     try:
         sync_folder(folder)

@@ -14,12 +14,13 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
@@ -30,12 +31,13 @@ from .disk import NewerSchemaError, explained, opened, reason, refuse_newer, syn
 from .errors import DamagedError, StoreError, printable
 from .record import FAILED, Environment, Record, Roofline
 from .rounds import done
-from .shard import Contents, Identity, ShardWriter, read_shard, shard_number
-from .spec import Budget, Name
+from .shard import Contents, Identity, Item, ShardWriter, read_shard, shard_number
+from .spec import Budget, Name, Natural
 
-VERSION = 1  # of the manifest; a reader refuses a newer one
+VERSION = 2  # of the manifest; a reader refuses a newer one
 MAX_MANIFEST = MAX_SUITE = 1 << 20
 MANIFEST, SUITE, SHARDS = "manifest.json", "suite.toml", "shards"
+FIRST_TIMERS = {"event": "cold", "graph": "graph"}  # of version 1, by the names of today
 
 RunId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")]
 
@@ -43,7 +45,7 @@ RunId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")]
 class Manifest(Struct, frozen=True, kw_only=True):
     """What a run set out to do; ``only`` and ``limit`` are how its suite was narrowed."""
 
-    v: int = VERSION
+    v: int = VERSION  # that it was written by
     id: RunId
     suite_name: Name
     suite_hash: str
@@ -55,6 +57,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     plugins: tuple[str, ...] = ()  # paths as the user gave them
     order_seed: int = 0  # of the order in which jobs are visited
     planned: int | None = None  # jobs in the plan, skips included; None where nobody counted
+    number: Natural = 0  # above those of the runs that were in its folder when it began: their order needs no clock
     fusionbench: str = ""
 
 
@@ -95,6 +98,7 @@ def new_manifest(
     plugins: Sequence[str] = (),
     order_seed: int = 0,
     planned: int | None = None,
+    number: int = 0,
 ) -> Manifest:
     """The manifest of a run that starts now, under a fresh id."""
     now = datetime.now(UTC)
@@ -111,6 +115,7 @@ def new_manifest(
         plugins=tuple(map(_encodable, plugins)),
         order_seed=order_seed,
         planned=planned,
+        number=number,
         fusionbench=__version__,
     )
 
@@ -140,7 +145,31 @@ class Writer(ShardWriter):
 
     def __init__(self, run: Path, environment: Environment) -> None:
         _check_is_run(run)
+        self.run = run
+        self.papers: dict[str, bytes] = {}  # kept for ``rescue``: by then the folder may be gone
+        for name in (SUITE, MANIFEST):
+            with suppress(OSError), opened(run / name, MAX_MANIFEST) as file:
+                self.papers[name] = file.read(MAX_MANIFEST)
         super().__init__(run / SHARDS, environment)
+
+
+def rescue(writer: Writer, results: Path | None = None) -> Path:
+    """A new run in ``results`` (None: a folder for temporary files) with all that ``writer`` stored or failed to store.
+
+    For the case that the disk is full or the run's folder was removed: what has been stored is still there as long as
+    the writer is open. The run has the id and the papers of the old one, so that it is shown and resumed as that was.
+    Raises StoreError.
+    """
+    results = results or Path(tempfile.gettempdir())
+    with explained(f"cannot save to '{printable(str(results))}'"):
+        run = Path(tempfile.mkdtemp(prefix="fusionbench-", dir=results)) / writer.run.name
+        (run / SHARDS).mkdir(parents=True)
+        with ShardWriter(run / SHARDS, writer.environment) as copy:
+            copy.append_all(writer.stored())
+            copy.append_all(writer.unsaved)
+        for name, data in writer.papers.items():
+            write_atomically(run / name, data)
+    return run
 
 
 def read(path: Path) -> Run:
@@ -156,7 +185,8 @@ def read(path: Path) -> Run:
         if not path.exists():
             raise StoreError(f"no run at '{shown}'; give a run folder or a .jsonl shard")
         contents = Contents()
-        read_shard(path.resolve(), contents)
+        for item, *_ in read_shard(path.resolve(), contents):
+            contents.add(item)
         return _run(path, None, contents)
 
 
@@ -168,21 +198,34 @@ def read_manifest(run: Path) -> Manifest:
         data = file.read(MAX_MANIFEST)
     refuse_newer(data, VERSION, shown)
     try:
-        return msgspec.json.decode(data, type=Manifest)
+        return msgspec.convert(_upgraded(msgspec.json.decode(data)), Manifest)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise DamagedError(f"manifest '{shown}' is damaged: {printable(str(error))}; restore the file") from error
 
 
+def _upgraded(manifest: Any) -> Any:
+    """A manifest of version 1 in today's words: it had one timer, and measured every job in one round."""
+    match manifest:
+        case {"v": 1, "budget": {"timer": "event" | "graph" as timer, **budget}}:
+            return manifest | {"budget": budget | {"timers": [FIRST_TIMERS[timer]], "rounds": 1}}
+        case {"v": 1, "budget": {**budget}} if "timer" not in budget:  # as the first ones were
+            return manifest | {"budget": budget | {"timers": [FIRST_TIMERS["event"]], "rounds": 1}}
+    return manifest
+
+
 def read_suite(run: Path) -> str:
-    """The suite as it was read when the run began; raises StoreError."""
+    """The suite as it was read when the run began, in today's words; raises StoreError."""
     path = run / SUITE
     shown = printable(str(path))
     with explained(f"cannot read '{shown}'"), opened(path, MAX_SUITE) as file:
         data = file.read(MAX_SUITE)
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeError as error:
         raise DamagedError(f"suite '{shown}' is damaged: {error}; restore the file") from error
+    if read_manifest(run).v > 1:
+        return text
+    return re.sub(r'(?m)^timer *= *"(event|graph)"', lambda line: f'timers = ["{FIRST_TIMERS[line[1]]}"]', text)
 
 
 def finished(run: Run, budget: Budget, *, retry_failed: bool = False) -> set[Identity]:
@@ -214,7 +257,13 @@ def runs(results: Path, *, ignored: Callable[[str], object] = lambda reason: Non
                     found[path] = read_manifest(path)
                 except StoreError as error:
                     ignored(str(error))
-    return dict(sorted(found.items(), key=lambda entry: (entry[1].created_at, entry[0].name), reverse=True))
+    age = {path: (manifest.number, manifest.created_at, path.name) for path, manifest in found.items()}
+    return {path: found[path] for path in sorted(found, key=age.__getitem__, reverse=True)}
+
+
+def next_number(results: Path) -> int:
+    """The number of a run that begins now: a clock that was set back does not make it older than the others."""
+    return min(1 + max((manifest.number for manifest in runs(results).values()), default=0), 2**31 - 1)
 
 
 def latest(
@@ -243,6 +292,17 @@ def latest(
     return None
 
 
+def items(run: Path, contents: Contents) -> Iterator[tuple[Path, Item, int, int]]:
+    """What the shards of a run hold, each with its shard and the place and length of its line, in their order."""
+    _check_is_run(run)
+    for shard in _shards(run, contents):
+        try:
+            for item, start, length in read_shard(shard, contents):
+                yield shard, item, start, length
+        except OSError as error:
+            contents.damage.append(f"{printable(shard.name)}: cannot be read, {reason(error)}")
+
+
 def _read_folder(path: Path) -> Run:
     _check_is_run(path)
     contents = Contents()
@@ -253,11 +313,8 @@ def _read_folder(path: Path) -> Run:
     except StoreError as error:
         manifest = None
         contents.damage.append(str(error))
-    for shard in _shards(path, contents):
-        try:
-            read_shard(shard, contents)
-        except OSError as error:
-            contents.damage.append(f"{printable(shard.name)}: cannot be read, {reason(error)}")
+    for _, item, *_ in items(path, contents):
+        contents.add(item)
     return _run(path, manifest, contents)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -90,11 +93,15 @@ class Hoards(Cat):
 
 @strategy("floods", impls=("eager",), cost=nothing)
 class Floods(Cat):
-    """Prints a megabyte on both streams, as C code does too."""
+    """Prints ten megabytes on both streams once, as C code does too."""
+
+    quiet = False
 
     def fault(self) -> None:
-        sys.stdout.write("x" * 1_000_000)
-        os.write(2, b"y" * 1_000_000)
+        if not self.quiet:
+            sys.stdout.write("x" * 10_000_000)
+            os.write(2, b"y" * 10_000_000)
+        self.quiet = True
 
 
 @strategy("lies", impls=("eager", "sdpa"), cost=nothing)
@@ -125,3 +132,75 @@ class Slow(Cat):
 
     def fault(self) -> None:
         time.sleep(0.2)
+
+
+@strategy("babbles", impls=("eager",), cost=nothing)
+class Babbles(Cat):
+    """Prints for ever."""
+
+    def fault(self) -> None:
+        while True:
+            os.write(1, b"bla " * 16_000)
+
+
+@strategy("breeds", impls=("eager",), cost=nothing)
+class Breeds(Cat):
+    """Starts a process of its own and leaves it running."""
+
+    child: object = None
+
+    def fault(self) -> None:
+        self.child = self.child or subprocess.Popen(["sleep", "61.25"])
+
+
+@strategy("breeds_and_hangs", impls=("eager",), cost=nothing)
+class BreedsAndHangs(Hangs):
+    """Starts a process, then never returns."""
+
+    def fault(self) -> None:
+        subprocess.Popen(["sleep", "61.25"])
+        super().fault()
+
+
+@strategy("confined", impls=("eager",), cost=nothing)
+class Confined(Cat):
+    """Needs 2 GB where its process may have 1 GB more than it has."""
+
+    def fault(self) -> None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
+        torch.ones(1 << 31, dtype=torch.uint8)
+
+
+@strategy("half_an_answer", impls=("eager",), cost=nothing)
+class HalfAnAnswer(Cat):
+    """Dies while it sends its record."""
+
+    def fault(self) -> None:
+        frame = sys._getframe()
+        while frame.f_code.co_name != "serve":
+            frame = frame.f_back  # type: ignore[assignment]
+        os.write(frame.f_locals["pipe"].fileno(), b"\0\0\1\0 a record of 256 bytes begins here")
+        os._exit(0)
+
+
+@strategy("poisons", impls=("eager",), cost=nothing)
+class Poisons(Cat):
+    """Leaves a CUDA context in which nothing works any more."""
+
+    def fault(self) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+
+@strategy("stops", impls=("eager",), cost=nothing)
+class Stops(Cat):
+    """Takes a millisecond, and is stopped by someone for 0.8 s in its 10th call."""
+
+    calls = 0
+
+    def fault(self) -> None:
+        self.calls += 1
+        time.sleep(0.001)
+        if self.calls == 10:
+            subprocess.Popen(["sh", "-c", f"sleep 0.8; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)

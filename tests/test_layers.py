@@ -15,17 +15,16 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 LAYERS = (
     ("errors", "spec", "stats", "cost", "collector", "device_loss"),
     ("record", "presets", "suite", "disk", "generation", "nvml"),
-    ("shard", "store", "compare", "environment", "ledger", "rounds", "fitness", "device_lock", "roofline"),
+    (
+        *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
+        *("fitness", "device_lock", "roofline"),
+    ),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
     ("measuring", "schedule"),
     ("worker", "runner", "engines"),
-    ("report", "export", "launch", "inspection", "claims"),
-    ("terminal", "progress", "present", "findings"),
-    ("footprint", "matching", "plan", "meters", "subject", "verify"),
-    ("worker", "schedule", "runner", "engines"),
-    ("report", "export", "launch", "inspection", "claims", "doctor", "profiling"),
+    ("report", "export", "sealed", "launch", "inspection", "claims", "doctor", "profiling"),
     ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),
     ("session", "cli", "__main__"),
 )
@@ -46,6 +45,8 @@ SAME_ROOM = {
     ("streams", "joint"),
     ("blocks", "joint"),
     ("shard", "store"),
+    ("shard", "survey"),
+    ("store", "survey"),
     ("verify", "footprint"),
     ("footprint", "plan"),
     ("matching", "plan"),
@@ -54,6 +55,7 @@ SAME_ROOM = {
     ("subject", "honesty"),
     ("verify", "honesty"),
     ("report", "export"),
+    ("report", "sealed"),
     ("terminal", "present"),
     ("progress", "findings"),
     ("session", "cli"),
@@ -63,7 +65,7 @@ SAME_ROOM = {
     ("record", "disk"),
 }
 HEAVY = {"torch", "pandas", "plotly", "scipy", "rich", "jinja2", "pyarrow"}
-SHOWING = {"report", "export"}
+SHOWING = {"report", "export", "sealed"}
 
 
 def room(path: Path) -> str:
@@ -142,7 +144,7 @@ def test_help_imports_no_heavy_library() -> None:
 
 def test_results_are_read_and_judged_without_torch() -> None:
     loaded = modules_after(
-        "import fusionbench.store, fusionbench.export, fusionbench.report.page, fusionbench.report.table"
+        "import fusionbench.store, fusionbench.export, fusionbench.sealed, fusionbench.report.page, fusionbench.report.table"
     )
     assert "pandas" in loaded
     assert "torch" not in loaded

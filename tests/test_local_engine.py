@@ -40,6 +40,8 @@ def workers() -> list[psutil.Process]:
         ("leaves", "crash", "worker exited with code 0 without a result"),
         ("killed", "crash", "worker was killed by SIGKILL (by hand, or by the kernel when memory ran out)"),
         ("hoards", "oom", "can't allocate memory"),
+        ("confined", "oom", "can't allocate memory"),
+        ("half_an_answer", "crash", "worker exited with code 0 without a result"),
     ],
 )
 def test_a_fault_costs_one_job_and_the_next_one_runs(strategy: str, status: str, reason: str) -> None:

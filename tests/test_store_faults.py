@@ -3,267 +3,35 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
+import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from fusionbench import shard, store
 from fusionbench.errors import StoreError
-from fusionbench.record import Environment, Record
-from fusionbench.spec import Case, Job, Shape
+from fusionbench.record import Record
 from fusionbench.store import Writer
+from tests.storing import ENVIRONMENT, RECORDS, ROOFLINE, create, record, write
 
-ENVIRONMENT = Environment(
-    id="e1", machine="m", system="s", python="3", torch="2", triton="3", cpu="c", cores=2, memory_bytes=1
-)
-CASE = Case(shape=Shape(batch=1, image=8, text=4, image_width=16, text_width=16, width=16, heads=2))
 ROOT = Path(__file__).parents[1]
-
-
-def record(batch: int = 1, **changes: Any) -> Record:
-    case = replace(CASE, shape=replace(CASE.shape, batch=batch))
-    plain = Record(job=Job(strategy="concat", backend="eager", case=case), status="ok", source="s1", environment="e1")
-    return replace(plain, **changes)
-
-
-RECORDS = [record(batch) for batch in (1, 2, 3)]
-
-
-def create(results: Path) -> Path:
-    return store.create(results, store.new_manifest(suite_name="quick", suite_hash="h"), "text")
-
-
-def write(run: Path, *records: Record) -> Path:
-    with Writer(run, ENVIRONMENT) as writer:
-        for item in records:
-            writer.append(item)
-    return writer.path
-
-
-def sealed(body: bytes) -> bytes:
-    return body + b"\t%08x\n" % zlib.crc32(body)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return create(tmp_path / "results")
-
-
-# Damaged files
-
-
-def test_a_shard_cut_anywhere_in_its_last_record_loses_only_that_record(run: Path) -> None:
-    path = write(run, *RECORDS)
-    data = path.read_bytes()
-    start = data.rindex(b"\n", 0, -1) + 1
-    for end in range(start, len(data)):
-        path.write_bytes(data[:end])
-        found = store.read(run)
-        assert found.records == RECORDS[:2]
-        assert not found.damaged
-        assert len(found.torn) == (end > start), end
-
-
-def test_a_torn_tail_does_not_hinder_the_next_writer(run: Path) -> None:
-    path = write(run, *RECORDS)
-    os.truncate(path, path.stat().st_size - 7)
-    write(run, RECORDS[2])
-    found = store.read(run)
-    assert found.records == RECORDS
-    assert found.problems == [f"{path.name}:4: torn, the last write never ended"]
-
-
-def test_zeros_of_a_power_cut_are_a_torn_tail(run: Path) -> None:
-    path = write(run, *RECORDS)
-    path.write_bytes(path.read_bytes() + bytes(4096))
-    assert store.read(run).records == RECORDS
-    assert not store.read(run).damaged
-
-
-def test_a_flipped_bit_is_never_accepted_and_costs_no_other_line(run: Path) -> None:
-    path = write(run, *RECORDS)
-    data = path.read_bytes()
-    for position in range(len(data)):
-        flipped = bytearray(data)
-        flipped[position] ^= 1 << position % 8
-        path.write_bytes(flipped)
-        found = store.read(run)
-        assert all(item in RECORDS for item in found.records), position
-        assert found.problems, position
-        lines_hit = 2 if data[position : position + 1] == b"\n" else 1  # without its end a line takes the next along
-        assert len(found.records) + len(found.environments) >= 4 - lines_hit, position
-
-
-def test_a_damaged_line_in_the_middle_is_told_with_its_place(run: Path) -> None:
-    path = write(run, *RECORDS)
-    path.write_bytes(path.read_bytes().replace(b'"batch":2', b'"batch":7'))
-    found = store.read(run)
-    assert found.records == [RECORDS[0], RECORDS[2]]
-    assert found.damaged
-    assert found.problems == [f"{path.name}:3: damaged, its checksum does not match"]
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"", "empty"),
-        (
-            random.Random(0).randbytes(10_000),
-            "checksum does not match",
-        ),
-        (bytes(100_000), "torn"),
-        ('{"kind":"record"}\n{}\n'.encode("utf-16"), "UTF-16"),
-        (b"\xef\xbb\xbf" + sealed(b'{"kind":"record","v":1}'), "checksum does not match"),
-        (b"x" * (shard.MAX_LINE + 10), "longer than 4,194,304 bytes"),
-        (sealed(b"[" * 100_000), "not a record"),
-        (sealed(b'{"kind":"record","v":1,"x":' + b"[" * 100_000), "not a record"),
-        (sealed(b'{"kind":"record","v":1,"record":{"job":' + b'{"case":' * 50_000), "not a record"),
-        (sealed(b'{"kind":"record","v":1e999}'), "not a record"),
-        (sealed(b'{"kind":"other","v":1}'), "not a record: Invalid value 'other'"),
-        (sealed(b"null"), "not a record"),
-        (sealed(b""), "not a record"),
-        (b"\n", "checksum does not match"),
-        (b"\t00000000\n", "not a record"),
-    ],
-)
-def test_junk_is_told_and_the_other_shards_are_read(run: Path, content: bytes, problem: str) -> None:
-    write(run, *RECORDS)
-    (run / "shards" / "junk-1-1.jsonl").write_bytes(content)
-    found = store.read(run)
-    assert found.records == RECORDS
-    assert problem in found.problems[0]
-    assert all(text.isprintable() and len(text) < 500 for text in found.problems)
-    assert store.read(run / "shards" / "junk-1-1.jsonl").records == []
-
-
-def test_a_line_that_is_too_long_does_not_hide_the_next(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "MAX_LINE", 1000)
-    path = write(run, RECORDS[0])
-    path.write_bytes(path.read_bytes() + b"x" * 5500 + b"\n" + shard._line(RECORDS[1]))
-    found = store.read(run)
-    assert found.records == RECORDS[:2]
-    assert found.problems == [f"{path.name}:3: damaged, longer than 1,000 bytes"]
-
-
-def test_a_shard_that_is_too_large_is_not_read(run: Path) -> None:
-    path = write(run, *RECORDS)
-    os.truncate(path, shard.MAX_SHARD + 1)  # sparse: takes no space
-    (problem,) = store.read(run).problems
-    assert "more than the limit" in problem
-    with pytest.raises(StoreError, match="more than the limit"):
-        store.read(path)
-
-
-def test_a_million_bad_lines_make_few_problems(run: Path) -> None:
-    path = write(run, *RECORDS)
-    path.write_bytes(path.read_bytes() + b"\n" * 1_000_000 + shard._line(record(4)))
-    found = store.read(run)
-    assert len(found.records) == 4
-    assert len(found.problems) == shard.MAX_PROBLEMS + 1
-    assert found.problems[-1] == f"{path.name}: 999,900 more damaged lines"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        shard.encode_line(record(9)).replace(b'"v":1', b'"v":2'),
-        b'{"kind":"record","v":2,"record":{"looks":"different"}}',
-        b'{"kind":"a new kind","v":3}',
-    ],
-)
-def test_a_newer_schema_is_refused_with_its_version(run: Path, body: bytes) -> None:
-    path = write(run, *RECORDS)
-    path.write_bytes(path.read_bytes() + sealed(body))
-    with pytest.raises(store.NewerSchemaError, match=r":5: schema [23] is newer than this fusionbench \(1\); upgrade"):
-        store.read(run)
-
-
-def test_a_newer_manifest_is_refused_with_its_version(run: Path) -> None:
-    (run / "manifest.json").write_text(json.dumps({"v": 2, "anything": "else"}))
-    with pytest.raises(store.NewerSchemaError, match=r"manifest.json: schema 2 is newer than this fusionbench \(1\)"):
-        store.read(run)
-
-
-@pytest.mark.parametrize("name", ["../../x", "/etc", "a\n", "x" * 200, "", "\x1b]0;x\x07", "</script>"])
-def test_a_hostile_name_in_a_manifest_is_damage(run: Path, name: str) -> None:
-    write(run, *RECORDS)
-    manifest = json.loads((run / "manifest.json").read_text())
-    (run / "manifest.json").write_text(json.dumps(manifest | {"id": name}))
-    found = store.read(run)
-    assert found.manifest is None
-    assert found.damaged
-    assert found.records == RECORDS
-    assert found.problems[0].isprintable()
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{", b"[" * 100_000, b" " * (store.MAX_MANIFEST + 1)])
-def test_a_broken_manifest_does_not_hide_the_records(run: Path, content: bytes) -> None:
-    write(run, *RECORDS)
-    (run / "manifest.json").write_bytes(content)
-    found = store.read(run)
-    assert (found.manifest, found.records, len(found.damage)) == (None, RECORDS, 1)
-
-
-# What leads out of the folder
-
-
-def test_links_pipes_and_folders_are_not_read(run: Path, tmp_path: Path) -> None:
-    outside = write(create(tmp_path / "other"), *RECORDS)
-    (run / "shards" / "link-1-1.jsonl").symlink_to(outside)
-    (run / "shards" / "dangling-1-1.jsonl").symlink_to("nowhere")
-    (run / "shards" / "folder-1-1.jsonl").mkdir()
-    (run / "shards" / "other.txt").write_text("not a shard")
-    os.mkfifo(run / "shards" / "pipe-1-1.jsonl")
-    found = store.read(run)
-    assert found.records == []
-    assert found.problems == [
-        "dangling-1-1.jsonl: not read, a symbolic link",
-        "link-1-1.jsonl: not read, a symbolic link",
-        "folder-1-1.jsonl: cannot be read, is a directory",
-        "pipe-1-1.jsonl: cannot be read, not a regular file",
-    ]
-
-
-def test_a_linked_manifest_is_not_read(run: Path, tmp_path: Path) -> None:
-    (run / "manifest.json").rename(tmp_path / "manifest.json")
-    (run / "manifest.json").symlink_to(tmp_path / "manifest.json")
-    assert store.read(run).manifest is None
-
-
-@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", b" " * (store.MAX_SUITE + 1)])
-def test_a_suite_that_is_a_link_no_text_or_too_large_is_not_read(
-    run: Path, tmp_path: Path, content: bytes | None
-) -> None:
-    assert store.read_suite(run) == "text"
-    (run / "suite.toml").rename(tmp_path / "suite.toml")
-    if content is None:
-        (run / "suite.toml").symlink_to(tmp_path / "suite.toml")
-    else:
-        (run / "suite.toml").write_bytes(content)
-    with pytest.raises(StoreError, match=r"suite\.toml'.*; "):
-        store.read_suite(run)
-
-
-def test_a_linked_folder_of_shards_is_neither_read_nor_written(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "outside").mkdir()
-    (run / "shards").rmdir()
-    (run / "shards").symlink_to(tmp_path / "outside")
-    with pytest.raises(StoreError, match="is not a run"):
-        store.read(run)
-    with pytest.raises(StoreError, match="is not a run"):
-        Writer(run, ENVIRONMENT)
-    assert list((tmp_path / "outside").iterdir()) == []
 
 
 # Failing calls
@@ -332,41 +100,92 @@ def test_a_write_of_nothing_is_an_error_and_no_endless_loop(run: Path, monkeypat
             writer.append(RECORDS[0])
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 kB; only root may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Really short writes, as root or not: the kernel takes what fits, and the next write fails with EFBIG."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores SIGXFSZ
     try:
-        done = subprocess.run(mount, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("no mount program")
-    if done.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_really_full_disk_keeps_every_stored_record(small_disk: Path) -> None:
-    run = create(small_disk)
-    stored: list[Record] = []
-    with pytest.raises(StoreError, match="no space left on device"):
-        fill(run, stored)
-    found = store.read(run)
-    assert len(stored) > 100
-    assert found.records == stored
-    assert found.problems == []
-    with pytest.raises(StoreError, match="no space left on device"):
-        store.create(small_disk, store.new_manifest(suite_name="quick", suite_hash="h"), "x" * 300_000)
-    assert list(store.runs(small_disk)) == [run]
+@pytest.mark.parametrize("first", [0, 2], ids=["append_all", "append"])
+def test_a_write_cut_short_by_the_system_at_any_byte_is_taken_back(run: Path, first: int) -> None:
+    empty, size = write(run).stat().st_size, write(run, *RECORDS).stat().st_size
+    lines = (size - empty) // len(RECORDS)
+    for limit in range(empty + first * lines, size, 13):
+        with Writer(run, ENVIRONMENT) as writer:
+            for item in RECORDS[:first]:
+                writer.append(item)
+            with file_size_limit(limit), pytest.raises(StoreError, match="file too large; check the disk"):
+                writer.append_all(RECORDS[first:])
+        found = store.read(writer.path)
+        assert (found.records, found.problems, writer.unsaved) == (RECORDS[:first], [], RECORDS[first:]), limit
+        writer.path.unlink()
 
 
-def fill(run: Path, stored: list[Record]) -> None:
-    with Writer(run, ENVIRONMENT) as writer:
+def test_a_file_too_large_for_the_system_leaves_no_run(tmp_path: Path) -> None:
+    with file_size_limit(100), pytest.raises(StoreError, match=r"cannot create run .* file too large"):
+        create(tmp_path)
+    assert store.runs(tmp_path) == {}
+
+
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+MOUNTED = """
+mount -t tmpfs -o size=256k tmpfs "$1" && exec "$2" -c "$3" "$1"
+"""
+FILLING = """
+import subprocess, sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from fusionbench import shard, store
+from fusionbench.errors import StoreError
+from tests.storing import ENVIRONMENT, create, record
+disk = Path(sys.argv[1])
+run = create(disk)
+stored = []
+try:
+    with store.Writer(run, ENVIRONMENT) as writer:
         for batch in range(1, 10_000):
             writer.append(record(batch))
             stored.append(record(batch))
+except StoreError as error:
+    print(error)
+found = store.read(run)
+assert len(stored) > 100
+assert found.records == stored
+assert found.problems == []
+try:
+    store.create(disk, store.new_manifest(suite_name="quick", suite_hash="h"), "x" * 300_000)
+except StoreError as error:
+    print(error)
+assert list(store.runs(disk)) == [run]
+subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+for act in (lambda: create(disk), lambda: store.Writer(run, ENVIRONMENT)):
+    try:
+        act()
+    except StoreError as error:
+        print(error)
+assert store.read(run).records == stored
+"""
+
+
+def test_a_really_full_and_then_read_only_disk_keeps_every_stored_record(tmp_path: Path) -> None:
+    try:
+        subprocess.run([*NAMESPACE, 'mount -t tmpfs tmpfs "$1"', "sh", tmp_path], check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no tmpfs can be mounted in a namespace of one's own: {error}")
+    code = FILLING.format(root=str(ROOT))
+    arguments = ["sh", str(tmp_path), sys.executable, code]
+    done = subprocess.run([*NAMESPACE, MOUNTED, *arguments], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    full, created, *read_only = done.stdout.splitlines()
+    assert re.fullmatch("cannot write to '.*': no space left on device; free some space and run again, .*", full)
+    assert re.fullmatch("cannot create run '.*': no space left on device; free some space.*", created)
+    assert len(read_only) == 2
+    assert all(line.endswith("read-only file system; choose a folder that you may write to") for line in read_only)
 
 
 def attempt(results: Path) -> tuple[Path | None, list[Record]]:
@@ -376,9 +195,11 @@ def attempt(results: Path) -> tuple[Path | None, list[Record]]:
     try:
         run = create(results)
         with Writer(run, ENVIRONMENT) as writer:
-            for item in RECORDS:
-                writer.append(item)
-                stored.append(item)
+            writer.append_all(RECORDS[:2])
+            stored += RECORDS[:2]
+            writer.append(ROOFLINE)
+            writer.append(RECORDS[2])
+            stored.append(RECORDS[2])
     except StoreError:
         pass
     return run, stored
@@ -416,6 +237,7 @@ def check_state(results: Path, run: Path | None, stored: list[Record]) -> None:
     for path in whole:
         found = store.read(path)
         assert not found.damaged
+        assert found.rooflines in ([], [ROOFLINE])
         assert found.records[: len(stored)] == stored
         assert found.records == RECORDS[: len(found.records)]
         write(path, *RECORDS)  # and the run can be resumed
@@ -429,13 +251,6 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "mkdir", refuse)
     with pytest.raises(StoreError, match=r"^cannot create run '.*': .*; choose a folder that you may write to$"):
-        create(tmp_path / "results")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_really_read_only_folder_is_told(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(StoreError, match="permission denied; choose a folder that you may write to"):
         create(tmp_path / "results")
 
 
@@ -479,12 +294,91 @@ def test_a_run_folder_that_disappears_is_told(run: Path, tmp_path: Path) -> None
         Writer(run, ENVIRONMENT)
 
 
+# What is saved from a run that cannot be written any more
+
+
+def test_a_folder_removed_while_it_is_written_is_told_and_everything_is_saved_elsewhere(
+    run: Path, tmp_path: Path
+) -> None:
+    with Writer(run, ENVIRONMENT) as writer:
+        writer.append_all([RECORDS[0], ROOFLINE])
+        shutil.rmtree(run)
+        with pytest.raises(StoreError, match="no such file or directory; was the folder removed"):
+            writer.append(RECORDS[1])
+        saved = store.rescue(writer, tmp_path)
+    found = store.read(saved)
+    assert (found.records, found.rooflines, found.problems) == (RECORDS[:2], [ROOFLINE], [])
+    assert saved.name == run.name
+    assert found.manifest is not None
+    assert found.manifest.id == run.name
+    assert store.read_suite(saved) == "text"
+    write(saved, RECORDS[2])
+    assert store.read(saved).records == RECORDS
+
+
+def test_what_a_full_disk_did_not_take_is_saved_elsewhere(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Writer(run, ENVIRONMENT) as writer:
+        writer.append(RECORDS[0])
+        with monkeypatch.context() as patch:
+            fail(patch, "write", 1, full_disk())
+            fail(patch, "ftruncate", 1, eio)
+            with pytest.raises(StoreError, match="no space left on device"):
+                writer.append_all(RECORDS[1:])
+        saved = store.rescue(writer)
+    assert saved.is_relative_to(tmp_path)
+    assert (store.read(saved).records, store.read(saved).problems) == (RECORDS, [])
+    assert not store.read(run).damaged
+
+
+def test_a_second_folder_that_cannot_be_written_is_told(run: Path, tmp_path: Path) -> None:
+    with Writer(run, ENVIRONMENT) as writer, pytest.raises(StoreError, match=r"cannot save to '.*': no such file"):
+        store.rescue(writer, tmp_path / "nowhere")
+
+
+# Batches
+
+
+def test_a_batch_is_synced_once_per_megabyte(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "BATCH", 2_000)
+    many = [record(batch) for batch in range(1, 8)]  # of 800 bytes: two fit
+    with Writer(run, ENVIRONMENT) as writer, monkeypatch.context() as patch:
+        syncs = fail(patch, "fsync", 1, lambda real, file: real(file))
+        assert writer.append_all(iter(many)) == 7
+        assert writer.append_all([]) == 0
+    assert syncs == [4]
+    assert store.read(run).records == many
+
+
+def test_a_batch_that_fails_keeps_the_ones_before_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "BATCH", 2_000)
+    many = [record(batch) for batch in range(1, 8)]
+    with Writer(run, ENVIRONMENT) as writer, monkeypatch.context() as patch:
+        fail(patch, "fsync", 3, eio)
+        with pytest.raises(StoreError, match="input/output error; check the disk"):
+            writer.append_all(many)
+        assert writer.unsaved == many[4:6]
+    assert (store.read(run).records, store.read(run).problems) == (many[:4], [])
+
+
+def test_an_item_that_cannot_be_stored_leaves_the_writer_usable(run: Path) -> None:
+    with Writer(run, ENVIRONMENT) as writer:
+        with pytest.raises(StoreError, match="cannot be stored"):
+            writer.append_all([RECORDS[0], record(9, reason="\udce9")])
+        writer.append_all(RECORDS)
+    assert store.read(run).records == RECORDS
+
+
 # Killed writers
 
 WRITING = """
 import os, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from test_store_faults import ENVIRONMENT, Path, Writer, record
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from fusionbench.store import Writer
+from tests.storing import ENVIRONMENT, record
 with Writer(Path(sys.argv[1]), ENVIRONMENT) as writer:
     for batch in range(1, 10**6):
         writer.append(record(batch, reason="x" * (batch * 997 % 20_000)))
@@ -494,7 +388,7 @@ with Writer(Path(sys.argv[1]), ENVIRONMENT) as writer:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_what_was_reported_before_a_kill_is_read_back(run: Path, seed: int) -> None:
-    code = WRITING.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    code = WRITING.format(root=str(ROOT))
     with subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         reported = process.stdout.readline()

@@ -9,9 +9,8 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -22,11 +21,15 @@ import msgspec
 
 from ..record import Record, Status, decode_record
 from ..spec import Budget, Job, Visit
+from . import family
+from .log import Log
 
 WORKER = "fusionbench.worker"  # started by name: the runner never imports it
 NURSERY = "fusionbench.engines.nursery"
-TAIL_BYTES = 64_000
 INTERRUPT_GRACE_S = 5.0  # after Ctrl-C, how long a running job may take to finish its sample
+LOOK_S = 0.25  # how late Ctrl-C may be noticed; an answer wakes us at once
+ASLEEP_S = 1.5  # a look that comes so late: this process was stopped, as by Ctrl-Z, and the worker perhaps with it
+KILL_S = 10.0  # how long a killed process may take to go: one that waits for a driver goes when the driver answers
 
 _ENDING = {signal.SIGINT, signal.SIGTERM}
 
@@ -70,7 +73,7 @@ def run(
     plugins: Sequence[str],
     started: Callable[[Job], None],
     stopping: Callable[[], bool],
-) -> Iterator[tuple[Visit, Record]]:
+) -> Generator[tuple[Visit, Record], None, None]:
     """One record for each visit, in order. ``started`` is told of each job as its visit begins; once ``stopping``
     says so, the running visit ends after its sample and no other begins."""
     start_server()
@@ -102,16 +105,17 @@ class Worker:
     """One process. On CUDA it may serve every job of one strategy and backend, as a context costs about a second."""
 
     def __init__(self, job: Job, plugins: Sequence[str]) -> None:
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self.serving = (job.strategy, job.backend, job.case.device)
         self.pipe, theirs = _context.Pipe()
-        log_path = f"/proc/{os.getpid()}/fd/{self.log.fileno()}"
+        printed, their_log = _context.Pipe(duplex=False)
+        self.log = Log(printed)
         self.process: BaseProcess = _context.Process(
-            target=_enter, args=(theirs, log_path, tuple(plugins)), daemon=True
+            target=_enter, args=(theirs, their_log, tuple(plugins)), daemon=True
         )
         with _no_main():
             self.process.start()
         theirs.close()
+        their_log.close()
 
     def serves(self, job: Job) -> bool:
         return self.serving == (job.strategy, job.backend, job.case.device)
@@ -119,10 +123,11 @@ class Worker:
     def measure(self, visit: Visit, budget: Budget, stopping: Callable[[], bool]) -> Record:
         """The visit's record, written by the worker or, if that died or hung, by us. Raises Cancelled."""
         start, started_at = monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
+        out_of_memory = family.oom_kills()
         try:
             self.pipe.send_bytes(_encoder.encode({"visit": visit, "budget": budget}))
             answer = self._await(start + budget.timeout_s, stopping)
-        except (BrokenPipeError, EOFError, ConnectionResetError):
+        except (OSError, EOFError):  # it died, perhaps in the middle of its answer
             answer = None
         status: Status = "crash"
         if isinstance(answer, bytes):
@@ -133,22 +138,28 @@ class Worker:
         elif answer == "timeout":
             status, reason = "timeout", f"no result after {budget.timeout_s:g} s (budget timeout_s)"
         else:
-            reason = self._cause_of_death()
+            status, reason = self._cause_of_death(out_of_memory)
         wall_s = monotonic() - start
         return Record(job=visit.job, status=status, reason=reason, phase="run", started_at=started_at, wall_s=wall_s)
 
     def _await(self, deadline: float, stopping: Callable[[], bool]) -> bytes | str | None:
         """The worker's answer; "timeout"; or None when it died."""
         give_up: float | None = None
+        looked = monotonic()
         while True:
-            # A quarter of a second is how late Ctrl-C may be noticed; an answer wakes us at once.
-            ready = wait([self.pipe, self.process.sentinel], timeout=0.25)
+            ready = wait(
+                [self.pipe, self.process.sentinel, *self.log.sources], timeout=min(LOOK_S, max(0.0, deadline - looked))
+            )
+            self.log.drain()
             if self.pipe in ready:
                 return self.pipe.recv_bytes()
-            if ready:
+            if self.process.sentinel in ready:
                 return None
             now = monotonic()
-            if now > deadline:
+            if now - looked > ASLEEP_S:  # the whole run was suspended: that is not the job's time
+                deadline += now - looked
+            looked = now
+            if now >= deadline:
                 self._kill()
                 return "timeout"
             if give_up is None and stopping():
@@ -159,63 +170,60 @@ class Worker:
                 self._kill()
                 raise Cancelled
 
-    def _cause_of_death(self) -> str:
+    def _cause_of_death(self, out_of_memory: int) -> tuple[Status, str]:
+        """How the worker ended, given how many processes the kernel had killed for memory before."""
         self.process.join(5)
         code = self.process.exitcode
+        status: Status = "crash"
         if code is None:
             self._kill()
             death = "worker closed its pipe without a result"
+        elif code == -signal.SIGKILL and family.oom_kills() > out_of_memory:
+            status, death = "oom", "worker was killed by the kernel because memory ran out (oom_kill in /proc/vmstat)"
         elif code < 0:
-            death = f"worker was killed by {signal.Signals(-code).name}"
+            death = f"worker was killed by {_signal_name(-code)}"
             if code == -signal.SIGKILL:
                 death += " (by hand, or by the kernel when memory ran out)"
         else:
             death = f"worker exited with code {code} without a result"
-        last = self._last_words()
-        return f"{death}: {last}" if last else death
-
-    def _last_words(self) -> str:
-        """The last line that the worker printed."""
-        size = self.log.seek(0, os.SEEK_END)
-        self.log.seek(max(0, size - TAIL_BYTES))
-        lines = self.log.read().decode(errors="replace").strip().splitlines()
-        fatal = [line for line in lines if line.startswith("Fatal Python error")]
-        return (fatal or lines or [""])[-1][:500]
+        last = self.log.last_words()
+        return status, f"{death}: {last}" if last else death
 
     def _kill(self) -> None:
+        """Kill the worker and what it has started; one that the kernel does not let go is left behind."""
+        family.end(self.process.pid or 0)
         self.process.kill()
-        self.process.join()
+        self.process.join(KILL_S)
 
     def close(self) -> None:
         """End the process, kindly when it waits for work and at once when it does not."""
         self.pipe.close()
+        self.log.close()  # before the wait: it may still be printing
         self.process.join(0.5 if self.serving[2] == "cpu" else 5)  # a CUDA context takes its time to go
         if self.process.is_alive():
             self._kill()
-        self.process.close()
-        self.log.close()
+        family.end(self.process.pid or 0)
+        with contextlib.suppress(ValueError):  # it hangs in the kernel and cannot be killed
+            self.process.close()
 
 
-def _enter(pipe: Connection, log_path: str, plugins: tuple[str, ...]) -> None:
+def _signal_name(number: int) -> str:
+    """Its name, or the number of a real-time signal, which has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _enter(pipe: Connection, log: Connection, plugins: tuple[str, ...]) -> None:
     """The worker's first step: die with the runner, print into its log, then serve."""
     for number in _ENDING:  # SIGINT until serve() listens, SIGTERM for good: the runner ends its workers itself
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-    _die_with_parent()
-    log = os.open(log_path, os.O_WRONLY | os.O_APPEND)
+    family.enter()
     sys.stdout.flush()
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    log.close()
     faulthandler.enable(file=sys.__stderr__ or 2)
     importlib.import_module(WORKER).serve(pipe, plugins)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the fork server ends, as it does when the runner is killed."""
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() == 1:
-        os._exit(1)

@@ -1,10 +1,14 @@
 """What the fork server imports once so that no worker has to: torch, its profiler's dependencies, all strategies."""
 
+import atexit
 import contextlib
 import gc
 import importlib
 
 from .. import backends, registry
+from . import family
+
+atexit.register(family.end_all)  # the server ends when the runner does, however that ended
 
 importlib.import_module("fusionbench.worker")
 for strategy in registry.strategies().values():

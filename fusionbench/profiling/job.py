@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from .. import registry, suite, worker
+from .. import measuring, registry, suite
 from ..errors import FusionbenchError, nearest, printable
 from ..plan import Plan
 from ..spec import Budget, Job, Skip
@@ -57,7 +57,7 @@ def _profile(request: Request) -> Profile:
         return _with_proton(job, shortest(chosen.budget), request.calls, Path(request.proton))
     trace = Path(request.output) if request.output else folder_of(request) / f"{safe_name(job.key)}.json.gz"
     refuse_existing(trace)
-    # The worker's own way through the job, with the fewest samples, says whether it is right, and sets up torch.
+    # The sweep's own way through the job, with the fewest samples, says whether it is right, and sets up torch.
     budget = shortest(chosen.budget)
     record = measuring.measure(job, budget)
     if record.status != "ok":

@@ -13,11 +13,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from rich.console import Console
 
 from fusionbench import store, suite
-from fusionbench.export import seal, to_csv, unseal
+from fusionbench.export import to_csv
 from fusionbench.record import Record
 from fusionbench.report import page
 from fusionbench.report.frame import frame
 from fusionbench.report.table import show
+from fusionbench.sealed import seal, unseal
 from tests.browser import Visit, browser, chromium
 from tests.synthetic import ENVIRONMENTS, records
 
@@ -94,8 +95,8 @@ def test_seal(benchmark: BenchmarkFixture, items: list[Record], tmp_path: Path) 
 
 def test_unseal(benchmark: BenchmarkFixture, items: list[Record], tmp_path: Path) -> None:
     path = seal(items, ENVIRONMENTS, tmp_path / "s.parquet")
-    read, _ = benchmark.pedantic(unseal, (path,), rounds=2)
-    assert len(read) == COUNT
+    read = benchmark.pedantic(unseal, (path,), rounds=2)
+    assert len(read.records) == COUNT
     assert slowest_s(benchmark) < 15
 
 

@@ -182,20 +182,17 @@ def twin(job: Job, seed: int, dtype: torch.dtype, inputs: Inputs) -> Subject:
     """The same weights (rounded to the job's dtype first) and inputs through eager attention in ``dtype``."""
     case = job.case
     torch.manual_seed(seed)
-    module = (
-        registry.get(job.strategy).module(case, "eager").to(device=case.device, dtype=compute_dtype(case)).to(dtype)
-    )
-
-    return recast(Subject(module.train(case.training), inputs, case.training), dtype, inputs)
+    module = registry.get(job.strategy).module(case, "eager").to(device=case.device, dtype=compute_dtype(case))
+    return recast(module.train(case.training), dtype, inputs, training=case.training)
 
 
-def recast(subject: Subject, dtype: torch.dtype, inputs: Inputs) -> Subject:
-    """The same module in another dtype, in place, with these inputs in it."""
+def recast(module: nn.Module, dtype: torch.dtype, inputs: Inputs, *, training: bool) -> Subject:
+    """The module in another dtype, in place, with the same inputs in it."""
 
     def cast(t: Tensor) -> Tensor:
         return t.detach().to(dtype).requires_grad_(t.requires_grad) if t.is_floating_point() else t
 
-    return Subject(subject.module.to(dtype), inputs.each(cast), subject.training)
+    return Subject(module.to(dtype), inputs.each(cast), training)
 
 
 def select(inputs: Inputs, samples: Tensor) -> Inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from . import registry
 from .attention import in_chunks
+from .cost import Cost
 from .meters import accuracy
 from .record import Accuracy, Deviation
 from .registry import Inputs
@@ -32,14 +34,15 @@ def check(job: Job, subject: Subject, budget: Budget, at_most: int | None = None
     The subject runs on its whole batch, as it is timed; the samples that are compared, ``at_most`` so many, are spread
     over it. There are no errors where the result and the reference are not of one shape and dtype.
     """
-    outputs, batch = subject.outputs(), job.case.shape.batch
-    affordable = min(at_most or batch, affordable_samples(job))
+    outputs, batch, eager = subject.outputs(), job.case.shape.batch, _eager_cost(job)
+    affordable = min(at_most or batch, _affordable(job, eager))
     # A strategy that compares the samples of a batch with each other has outputs that only the whole batch gives.
     for samples in dict.fromkeys((affordable, batch)):
         chosen = torch.linspace(0, batch - 1, samples, device=outputs[0].device).round().long()
         if at_most:  # seen from the other end: one sample is the last, where the first was compared before
             chosen = (batch - 1 - chosen).flip(0)
-        pairs = _pairs(job, subject, budget, outputs, chosen)
+        exact = _reference_dtype(job, samples, eager)
+        pairs = _pairs(job, subject, budget, outputs, chosen, exact)
         if [t.shape for t in pairs[0][0]] == [t.shape for t in pairs[0][1]]:
             break
     else:
@@ -55,7 +58,7 @@ def check(job: Job, subject: Subject, budget: Budget, at_most: int | None = None
     if not all(bool(t.isfinite().all()) for t in outputs):
         problem = problem or "output: not finite in a sample that was not compared"
     errors = Accuracy(
-        reference="fp64" if _reference_dtype(job, samples) == torch.float64 else "fp32",
+        reference="fp64" if exact == torch.float64 else "fp32",
         samples=samples,
         output=found[0],
         yardstick=found[1],
@@ -86,13 +89,13 @@ Triple = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]  # re
 
 
 def _pairs(
-    job: Job, subject: Subject, budget: Budget, outputs: tuple[Tensor, ...], chosen: Tensor
+    job: Job, subject: Subject, budget: Budget, outputs: tuple[Tensor, ...], chosen: Tensor, exact: torch.dtype
 ) -> tuple[Triple, ...]:
     """(result, truth, yardstick) of the outputs and, in training, of the gradients, at the chosen samples."""
     batch, own = job.case.shape.batch, compute_dtype(job.case)
     results = [tuple(t[chosen] if t.shape[:1] == (batch,) else t for t in outputs)]
     try:
-        truth, yardstick = _references(job, budget, _reference_dtype(job, len(chosen)), select(subject.inputs, chosen))
+        truth, yardstick = _references(job, budget, exact, select(subject.inputs, chosen))
     except (RuntimeError, MemoryError) as error:
         raise ReferenceFailed(f"the reference could not be computed: {error}") from error
     if subject.training and [t.shape for t in results[0]] == [t.shape for t in truth[0]]:
@@ -108,13 +111,18 @@ Results = list[tuple[Tensor, ...]]  # outputs and, in training, gradients
 
 
 def _references(job: Job, budget: Budget, dtype: torch.dtype, inputs: Inputs) -> tuple[Results, Results]:
-    """Results of the same weights through eager attention: the truth in ``dtype``, then the yardstick.
+    """Results of the same weights through eager attention: the truth in ``dtype``, then the yardstick."""
+    yardstick = twin(job, budget.seed, compute_dtype(job.case), inputs)
+    return _result(job, _exact(job, budget, yardstick, dtype, inputs)), _result(job, yardstick)
 
-    One module serves both: weights that were rounded to the job's dtype come back to it exactly.
-    """
-    other = twin(job, budget.seed, dtype, inputs)
-    truth = _result(job, other)
-    return truth, _result(job, recast(other, compute_dtype(job.case), inputs))
+
+def _exact(job: Job, budget: Budget, yardstick: Subject, dtype: torch.dtype, inputs: Inputs) -> Subject:
+    """The yardstick in another dtype. A copy, as drawing random weights takes longer than most references do."""
+    try:
+        module = copy.deepcopy(yardstick.module)
+    except Exception:  # it may hold what cannot be copied, such as a lock: then it is made again
+        return twin(job, budget.seed, dtype, inputs)
+    return recast(module, dtype, inputs, training=yardstick.training)
 
 
 def _result(job: Job, other: Subject) -> Results:
@@ -149,15 +157,22 @@ def _longest_sum(shape: Shape) -> int:
 
 def affordable_samples(job: Job) -> int:
     """How many samples of the batch the reference is computed for."""
-    shape, cost = job.case.shape, registry.get(job.strategy).costs(job.case, "eager")
-    flops = cost.flops + (cost.backward_flops if job.case.training else 0)
-    affordable = REFERENCE_FLOPS[torch.device(job.case.device).type] // max(1, flops // shape.batch)
-    return int(max(1, min(shape.batch, affordable)))
+    return _affordable(job, _eager_cost(job))
 
 
-def _reference_dtype(job: Job, samples: int) -> torch.dtype:
+def _eager_cost(job: Job) -> Cost:
+    """Worked out once per check: for the smallest jobs it takes a tenth of it."""
+    return registry.get(job.strategy).costs(job.case, "eager")
+
+
+def _affordable(job: Job, eager: Cost) -> int:
+    batch, flops = job.case.shape.batch, eager.flops + (eager.backward_flops if job.case.training else 0)
+    affordable = REFERENCE_FLOPS[torch.device(job.case.device).type] // max(1, flops // batch)
+    return int(max(1, min(batch, affordable)))
+
+
+def _reference_dtype(job: Job, samples: int, eager: Cost) -> torch.dtype:
     """fp64, or fp32 for a half-precision job whose reference would take ten times what it can afford."""
     case = job.case
-    flops = registry.get(job.strategy).costs(case, "eager").flops * samples // case.shape.batch
-    too_large = flops > 10 * REFERENCE_FLOPS[torch.device(case.device).type]
+    too_large = eager.flops * samples // case.shape.batch > 10 * REFERENCE_FLOPS[torch.device(case.device).type]
     return torch.float32 if too_large and case.dtype in ("fp16", "bf16", "int8") else torch.float64

@@ -214,6 +214,12 @@ def coarse(self: Work, image: Tensor, text: Tensor) -> Tensor:
     return self.work(image, text).half()
 
 
+@cheat
+def misshapen(self: Work, image: Tensor, text: Tensor) -> Tensor:
+    """Returns a token less."""
+    return self.work(image, text)[:, 1:].clone()
+
+
 # --- work that ends when nobody seems to look ------------------------------------------------------------------------
 
 
@@ -226,13 +232,13 @@ def tires(self: Work, image: Tensor, text: Tensor) -> Tensor:
 @cheat
 def tires_late(self: Work, image: Tensor, text: Tensor) -> Tensor:
     """Stops working when it is timed."""
-    return self.work(image, text) if self.calls < 30 else cached_copy(self, image, text)
+    return self.work(image, text) if self.calls < 10 else cached_copy(self, image, text)
 
 
 @cheat
 def slackens(self: Work, image: Tensor, text: Tensor) -> Tensor:
     """Works on the first sample alone once it is timed."""
-    if self.calls < 30:
+    if self.calls < 10:
         return self.work(image, text)
     return self.work(image[:1], text[:1]).expand(len(image), -1, -1).clone()
 
@@ -240,14 +246,14 @@ def slackens(self: Work, image: Tensor, text: Tensor) -> Tensor:
 @cheat
 def shrinks(self: Work, image: Tensor, text: Tensor) -> Tensor:
     """Leaves out the text once it is timed."""
-    result: Tensor = self.work(image, text) if self.calls < 30 else self.layer(image)
+    result: Tensor = self.work(image, text) if self.calls < 10 else self.layer(image)
     return result
 
 
 @cheat
 def wears_out(self: Work, image: Tensor, text: Tensor) -> Tensor:
     """Wears its weights out once it is timed."""
-    if self.calls > 30:
+    if self.calls > 10:
         self.layer.weight.data.mul_(0.99)
     return self.work(image, text)
 
@@ -274,7 +280,7 @@ class _Stale(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, memo: dict[int, Tensor]) -> Tensor:  # type: ignore[no-untyped-def, override]
         ctx.memo = memo
-        return x.sin()
+        return x.clone()
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]

@@ -61,8 +61,8 @@ FOUND = {
     "breaks": "output: not finite",
     "overflows": "output: not finite",
     "coarse": "output 1 is float16",
-    "tires": "output: max error",
-    "tires_late": "right before the timing and wrong after it: output: max error",
+    "tires": "right before the timing and wrong after it: ",
+    "tires_late": "right before the timing and wrong after it: ",
     "slackens": "right before the timing and wrong after it: output: max error",
     "shrinks": "right before the timing and wrong after it: output shapes",
     "wears_out": "right before the timing and wrong after it: output: max error",
@@ -77,6 +77,12 @@ def test_a_cheat_is_wrong_and_says_how(name: str, impl: str) -> None:
     assert FOUND[name] in record.reason
 
 
+def test_a_result_of_another_shape_is_wrong() -> None:
+    record = run("misshapen:sdpa")
+    assert (record.status, record.phase, record.accuracy) == ("wrong", "accuracy", None)
+    assert record.reason == "output shapes [(2, 11, 8)] differ from the reference's [(2, 12, 8)]"
+
+
 def test_a_strategy_that_tires_together_with_its_yardstick_is_wrong(cheats: types.ModuleType) -> None:
     for name in ("all_tire", "all_tire:sdpa"):
         cheats._all_calls = iter(range(10**9))
@@ -86,13 +92,14 @@ def test_a_strategy_that_tires_together_with_its_yardstick_is_wrong(cheats: type
 
 
 @pytest.mark.parametrize("impl", ["", ":sdpa"])
-@pytest.mark.parametrize("name", ["stale_gradients", "mutates", "trains", "cached_copy", "tires_late", "rolls_dice"])
+@pytest.mark.parametrize("name", ["stale_gradients", "mutates", "sorts", "trains", "slackens", "wears_out", "coarse"])
 def test_a_cheat_in_training_is_wrong(name: str, impl: str) -> None:
-    assert run(name + impl, "fwd_bwd").status in ("wrong", "error")
-    assert run("stale_gradients" + impl, "fwd_bwd").reason.startswith("gradient: ")
+    record = run(name + impl, "fwd_bwd")
+    assert (record.status, record.time) == ("wrong", None), record
+    assert FOUND.get(name, "gradient: ") in record.reason
 
 
-@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd", "step"])
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
 def test_honest_work_is_ok(mode: Mode) -> None:
     for name in ("works", "works:sdpa", "reluctant"):
         record = run(name, mode)
@@ -113,6 +120,37 @@ def test_a_leak_is_a_note_with_its_size() -> None:
     assert not any("keeps" in note for note in run("works").notes)
 
 
+UGLY = {
+    "one token each": Shape(batch=1, image=1, text=1, image_width=8, text_width=8, width=8, heads=2),
+    "many queries, one key": Shape(batch=2, image=1, text=63, image_width=8, text_width=8, width=8, heads=2),
+    "head dim 1": Shape(batch=2, image=7, text=5, image_width=8, text_width=8, width=8, heads=8),
+    "head dim 7": Shape(batch=2, image=9, text=5, image_width=21, text_width=14, width=21, heads=3),
+    "head dim 256": Shape(batch=1, image=5, text=3, image_width=8, text_width=8, width=256, heads=1, ffn=0),
+}
+
+
+@pytest.mark.parametrize("strategy", ["cross_attention", "concat_attention", "late:similarity"])
+@pytest.mark.parametrize("what", UGLY)
+def test_ugly_sizes_are_right_padded_or_not(what: str, strategy: str) -> None:
+    for padding, mode in ((0.0, "fwd"), (0.9, "fwd_bwd")):
+        case = Case(shape=UGLY[what], padding=padding, mode=mode)  # type: ignore[arg-type]
+        record = measure(Job(strategy=strategy, backend="sdpa", case=case), BUDGET)
+        assert (record.status, record.reason) == ("ok", "")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend", "reason"),
+    [
+        ("int8", "sdpa", "backend 'sdpa' has no int8 kernels (use backend 'int8')"),
+        ("fp32", "int8", "backend 'int8' computes in int8, not in fp32 (use dtype 'int8')"),
+        ("tf32", "sdpa", "tf32 is a format of NVIDIA's tensor cores; a CPU has none"),
+    ],
+)
+def test_a_dtype_that_nothing_computes_in_is_a_skip_with_its_reason(dtype: Dtype, backend: str, reason: str) -> None:
+    record = measure(Job(strategy="cross_attention", backend=backend, case=Case(shape=SHAPE, dtype=dtype)), BUDGET)
+    assert (record.status, record.reason) == ("skipped", reason)
+
+
 # --- settings of the process ------------------------------------------------------------------------------------------
 
 MEDDLING: dict[str, Callable[[], object]] = {
@@ -129,7 +167,7 @@ MEDDLING: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("what", MEDDLING)
-@pytest.mark.parametrize("first", [1, 30], ids=["at once", "while it is timed"])
+@pytest.mark.parametrize("first", [1, 10], ids=["at once", "while it is timed"])
 def test_a_changed_setting_is_wrong_and_put_back(what: str, first: int, cheats: types.ModuleType) -> None:
     calls = iter(range(1, 10**9))
     cheats.faults.append(lambda: MEDDLING[what]() if next(calls) >= first else None)

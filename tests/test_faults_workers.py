@@ -30,6 +30,10 @@ def children() -> list[int]:
     return [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == CHILD]
 
 
+def worker_of(strategy: str) -> local.Worker:
+    return local.Worker((strategy, "eager", "cpu"), [PLUGIN])
+
+
 def eventually(empty: object, seconds: float = 5.0) -> bool:
     """Whether ``empty`` gives something empty within the time."""
     deadline = time.monotonic() + seconds
@@ -39,7 +43,7 @@ def eventually(empty: object, seconds: float = 5.0) -> bool:
 
 
 def test_a_worker_that_prints_for_ever_is_killed_at_its_deadline_and_fills_nothing() -> None:
-    worker = local.Worker(job("babbles"), [PLUGIN])
+    worker = worker_of("babbles")
     begun = time.monotonic()
     record = worker.measure(Visit(job=job("babbles")), msgspec.structs.replace(BUDGET, timeout_s=1.0), lambda: False)
     assert record.status == "timeout"
@@ -69,7 +73,7 @@ def test_the_kernels_count_of_killed_processes_is_read() -> None:
 
 
 def test_a_worker_is_what_the_kernel_kills_first_when_memory_runs_out() -> None:
-    worker = local.Worker(job("fine"), [PLUGIN])
+    worker = worker_of("fine")
     score = Path(f"/proc/{worker.process.pid}/oom_score_adj")
     assert eventually(lambda: score.read_text().strip() != "1000")
     worker.close()
@@ -99,7 +103,7 @@ def test_a_stopped_sample_is_kept_and_told() -> None:
 
 def test_a_run_that_was_stopped_as_a_whole_is_no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-Z, 5 s, fg: the clock has moved on and the worker has not."""
-    worker = local.Worker(job("slow"), [PLUGIN])
+    worker = worker_of("stops")
     ahead = [0.0]
     monkeypatch.setattr(local, "monotonic", lambda: time.monotonic() + ahead[0])
 
@@ -107,13 +111,13 @@ def test_a_run_that_was_stopped_as_a_whole_is_no_timeout(monkeypatch: pytest.Mon
         ahead[0] = 3600.0
         return False
 
-    record = worker.measure(Visit(job=job("slow")), msgspec.structs.replace(BUDGET, timeout_s=20.0), stopping)
+    record = worker.measure(Visit(job=job("stops")), msgspec.structs.replace(BUDGET, timeout_s=20.0), stopping)
     worker.close()
     assert record.status == "ok"
 
 
 def test_a_worker_that_is_stopped_for_good_is_killed_at_its_deadline() -> None:
-    worker = local.Worker(job("slow"), [PLUGIN])
+    worker = worker_of("slow")
     os.kill(worker.process.pid or 0, signal.SIGSTOP)
     record = worker.measure(Visit(job=job("slow")), msgspec.structs.replace(BUDGET, timeout_s=0.5), lambda: False)
     assert record.status == "timeout"

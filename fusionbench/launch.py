@@ -18,6 +18,7 @@ from .errors import FusionbenchError, StoreError, UnstoredError, printable
 from .footprint import footprint
 from .plan import Plan
 from .record import Environment, Record
+from .rounds import rounds_of
 from .runner import Engine, Listener, Outcome, run
 from .shard import Identity
 from .spec import Budget, Job, Skip
@@ -41,10 +42,14 @@ class Launch:
     def is_done(self, job: Job) -> bool:
         return self._identity(job) in self.finished
 
+    def known(self, job: Job) -> Record | None:
+        """The record of a job that has some of its rounds."""
+        return self.begun.get(self._identity(job)) if self.begun else None
+
     def partly(self) -> dict[str, Record]:
         """The records by key of jobs that have some of their rounds."""
         jobs = self.jobs() if self.begun else ()
-        return {job.key: self.begun[identity] for job in jobs if (identity := self._identity(job)) in self.begun}
+        return {job.key: known for job in jobs if (known := self.known(job)) is not None}
 
     def _identity(self, job: Job) -> Identity:
         return job.key, _source(job), self.environment.id
@@ -66,6 +71,7 @@ class Tally:
     todo: Counter[str]  # jobs to measure, by backend
     skips: Counter[str]  # reasons
     done: int
+    begun: tuple[int, ...]  # how many rounds each job has that has some, but not all
     devices: tuple[str, ...]
 
 
@@ -74,6 +80,7 @@ def tally(launch: Launch) -> Tally:
     todo: Counter[str] = Counter()
     skips: Counter[str] = Counter()
     devices: dict[str, None] = {}
+    begun: list[int] = []
     done = 0
     for item in launch.plan:
         if isinstance(item, Skip):
@@ -83,7 +90,9 @@ def tally(launch: Launch) -> Tally:
         else:
             todo[item.backend] += 1
             devices[item.case.device] = None
-    return Tally(todo, skips, done, tuple(devices))
+            if known := launch.known(item):
+                begun.append(rounds_of(known))
+    return Tally(todo, skips, done, tuple(begun), tuple(devices))
 
 
 def load_plugins(plugins: Sequence[str]) -> None:

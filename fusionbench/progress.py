@@ -23,9 +23,11 @@ from .stats import median_interval
 EVERY_JOB, EVERY_S = 200, 10.0
 
 # Beside sampling and warm-up a CPU job takes about this long in its first round and in a later one, for building,
-# checking and isolation (smoke suite, 2 cores); compiling takes far longer.
+# checking and its process (cross-attention in smoke, M1: 0.43 and 0.13 s on the core without the process); compiling
+# takes far longer. Before the first job the fork server imports torch and its compiler.
 BESIDE_S = {"compile": 10.0, "flex": 10.0}
-BESIDE_FIRST_S, BESIDE_LATER_S = 0.15, 0.1
+BESIDE_FIRST_S, BESIDE_LATER_S, START_S = 0.5, 0.2, 2.0
+EASY = 0.2  # of its budget for sampling, a job takes at least about this much
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,36 @@ class Outline:
     machine: str
     folder: str
     budget: Budget
+    begun: tuple[int, ...] = ()  # how many rounds each of the jobs has that an earlier attempt began
 
     @property
     def jobs(self) -> int:
         return sum(self.todo.values())
 
-    @property
-    def visits(self) -> int:
-        """Jobs times rounds; what is compiled is visited once (rounds.py)."""
-        return sum(count * (1 if backend in BESIDE_S else self.budget.rounds) for backend, count in self.todo.items())
+    def visit_s(self, backend: str, number: int) -> tuple[float, float]:
+        """What round ``number`` (from 0) of a job takes: from being precise at once to using up the budget."""
+        beside = self.budget.warmup_s + (BESIDE_LATER_S if number else BESIDE_S.get(backend, BESIDE_FIRST_S))
+        sampling = self.budget.measure_s / self.rounds(backend)
+        return beside + EASY * sampling, beside + sampling + (0 if number else self.budget.energy_s)
+
+    def rounds(self, backend: str) -> int:
+        """How many rounds a job is expected to have; what is compiled is visited once (rounds.py)."""
+        return 1 if backend in BESIDE_S else self.budget.rounds
+
+    def work_s(self) -> tuple[float, float]:
+        """What all visits take together."""
+        visits = Counter({(backend, 0): count for backend, count in self.todo.items()})
+        for backend, count in self.todo.items():
+            visits[backend, 1] += count * (self.rounds(backend) - 1)
+        visits["", 0] -= len(self.begun)  # only what is not compiled has some rounds without the others
+        visits["", 1] -= sum(self.begun) - len(self.begun)
+        each = [(count, self.visit_s(*visit)) for visit, count in visits.items()]
+        return sum(count * low for count, (low, _) in each), sum(count * high for count, (_, high) in each)
 
     def estimate_s(self) -> tuple[float, float]:
-        """From every job being precise at once to every job using up its budget."""
-        beside = sum(BESIDE_S.get(backend, BESIDE_FIRST_S) * count for backend, count in self.todo.items())
-        beside += (self.visits - self.jobs) * BESIDE_LATER_S + self.visits * self.budget.warmup_s
-        sampling = self.jobs * self.budget.measure_s
-        return beside + 0.2 * sampling, beside + sampling
+        """What the whole run takes."""
+        low, high = self.work_s()
+        return START_S + low, START_S + high
 
 
 def outline_box(outline: Outline) -> Panel:
@@ -68,6 +84,7 @@ def outline_box(outline: Outline) -> Panel:
         grid.add_row("question", Text(printable(outline.question, 300)))
     low, high = outline.estimate_s()
     jobs = f"{outline.jobs} to measure on {', '.join(outline.devices) or 'no device'}"
+    jobs += f", {len(outline.begun)} of them begun" if outline.begun else ""
     grid.add_row("jobs", Text(jobs + (f", {outline.done} already done" if outline.done else "")))
     for reason, count in outline.skips.most_common(4):
         grid.add_row("skipped", Text(f"{count}: {printable(reason)}"))
@@ -75,7 +92,7 @@ def outline_box(outline: Outline) -> Panel:
         rest = sum(count for _, count in outline.skips.most_common()[4:])
         grid.add_row("skipped", Text(f"{rest} for {len(outline.skips) - 4} other reasons (see: fusionbench plan)"))
     if outline.jobs:
-        grid.add_row("time", Text(f"about {duration(low)} to {duration(high)}"))
+        grid.add_row("time", Text(f"about {span(low, high, ' to ')}"))
     grid.add_row("machine", Text(outline.machine))
     grid.add_row("results", Text(outline.folder))
     return Panel(grid, title=Text(printable(outline.title)), title_align="left", expand=False)
@@ -102,6 +119,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def span(low: float, high: float, between: str) -> str:
+    """From a time to a longer one; one of them where they read alike."""
+    ends = dict.fromkeys((duration(low), duration(high)))
+    return between.join(ends)
+
+
 @dataclass
 class Display:
     """A listener that draws a bar on a terminal and prints plain lines anywhere else."""
@@ -111,13 +134,15 @@ class Display:
     quiet: bool = False
     done: int = 0  # jobs
     visits: int = 0
-    expected: int = 0  # visits, as far as known: a job that fails or compiles has fewer
-    begun: float = field(default_factory=monotonic)
+    # Visits are weighed by the seconds they should take: a first one takes several times as long as a later one.
+    worked: float = 0.0
+    expected: float = 0.0  # as far as known: a job that fails or is slow to build has fewer visits
+    begun: float | None = None  # when the first job did
     last_line: float = field(default_factory=monotonic)
     bar: Progress | None = None
 
     def __enter__(self) -> Self:
-        self.expected = self.outline.visits
+        self.expected = sum(self.outline.work_s()) / 2
         if self.console.is_terminal and not self.quiet:
             self.bar = Progress(
                 BarColumn(bar_width=24),
@@ -129,7 +154,7 @@ class Display:
                 refresh_per_second=2,  # at 4 Hz drawing takes 3 % of a core (measured)
                 transient=True,
             )
-            self.bar.add_task("", total=self.expected, left="", jobs=f"0/{self.outline.jobs}")
+            self.bar.add_task("preparing", total=self.expected, left="", jobs=f"0/{self.outline.jobs}")
             self.bar.start()
         return self
 
@@ -138,19 +163,18 @@ class Display:
             self.bar.stop()
 
     def started(self, job: Job) -> None:
+        self.begun = monotonic() if self.begun is None else self.begun
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], description=brief(job, self.console.width - 60), left=self._left())
 
     def visited(self, visit: Visit, record: Record, last: bool) -> None:
         rounds = self.outline.budget.rounds
         self.done += last
-        self.visits += 1
-        if last and record.job.backend not in BESIDE_S:
-            self.expected -= rounds - visit.round - 1
+        self._weigh(visit, last)
         if self.bar is not None:
             jobs = f"{self.done}/{self.outline.jobs}" + (f" round {visit.round + 1}/{rounds}" if rounds > 1 else "")
             self.bar.update(
-                self.bar.task_ids[0], completed=self.visits, total=self.expected, jobs=jobs, left=self._left()
+                self.bar.task_ids[0], completed=self.worked, total=self.expected, jobs=jobs, left=self._left()
             )
             if record.status in FAILED:
                 self._print(f"{record.status:>8}  {record.job.key}: {record.reason}")
@@ -166,12 +190,22 @@ class Display:
         few, all_done = self.outline.jobs <= EVERY_JOB, self.done == self.outline.jobs
         return (last and (few or all_done)) or monotonic() - self.last_line >= EVERY_S
 
+    def _weigh(self, visit: Visit, last: bool) -> None:
+        """Count a visit as done, and see whether its job will have fewer others than thought, or more."""
+        backend, rounds = visit.job.backend, self.outline.budget.rounds
+        worked, later = (sum(self.outline.visit_s(backend, number)) / 2 for number in (visit.round, 1))
+        thought = (rounds if visit.round else self.outline.rounds(backend)) - visit.round - 1
+        left = 0 if last else rounds - visit.round - 1
+        self.visits += 1
+        self.worked += worked
+        self.expected += later * (left - thought)
+
     def _left(self) -> str:
         """The time left, from the pace so far; a range, as jobs differ."""
-        if self.visits < 3:
+        if self.visits < 3 or self.begun is None:
             return ""
-        left = (monotonic() - self.begun) / self.visits * (self.expected - self.visits)
-        return f"{duration(0.7 * left)}-{duration(1.4 * left)} left"
+        left = (monotonic() - self.begun) / self.worked * max(0.0, self.expected - self.worked)
+        return f"{span(0.7 * left, 1.4 * left, '-')} left"
 
     def _print(self, text: str) -> None:
         self.console.print(Text(printable(text, 1000)), soft_wrap=True)
@@ -189,5 +223,5 @@ def outcome(record: Record) -> str:
     if record.time is None:
         return f"{record.status}: {record.reason}" if record.status != "ok" else "ok"
     found = median_interval(record.time.calls_ns, record.time.rounds)
-    middle, low, high = (value / record.time.loops / 1e6 for value in found)
+    middle, low, high = (value / 1e6 for value in found)
     return f"{middle:.4g} ms [{low:.4g}, {high:.4g}]"

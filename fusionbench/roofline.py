@@ -93,7 +93,7 @@ def load(path: Path | None = None, note: Note = lambda text: None) -> dict[Probe
     except FileNotFoundError:
         return {}
     except OSError as error:
-        note(f"the cache of rooflines cannot be read: {reason(error)}; they are measured again")
+        note(f"the cache of rooflines cannot be read{_place(path)}: {reason(error)}; they are measured again")
         return {}
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         note(f"'{printable(str(path))}' is damaged: {printable(str(error))}; its rooflines are measured again")
@@ -117,7 +117,12 @@ def save(rooflines: Iterable[Roofline], path: Path | None = None, note: Note = l
         write_atomically(own, msgspec.json.encode(_Cache(VERSION, newest)))
         own.replace(path)
     except OSError as error:
-        note(f"rooflines cannot be kept: {reason(error)}; the next run measures them again")
+        note(f"rooflines cannot be kept{_place(path)}: {reason(error)}; the next run measures them again")
+
+
+def _place(path: Path | None) -> str:
+    """Where it should be, if that is known."""
+    return f" in '{printable(str(path.parent))}'" if path else ""
 
 
 def sound(roofline: Roofline) -> bool:

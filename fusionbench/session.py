@@ -91,6 +91,7 @@ def _outline(prepared: launch.Launch) -> Outline:
         question=suite.question,
         todo=counts.todo,
         done=counts.done,
+        begun=counts.begun,
         skips=counts.skips,
         devices=counts.devices,
         machine=_machine(prepared.environment),

@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from fusionbench.record import Accuracy, Costs, Deviation, DeviceState, Environment, Memory, Record, Timing
+from fusionbench.remarks import contention
 from fusionbench.report.frame import frame
 from fusionbench.report.rank import latest, ranked
 from fusionbench.rounds import merge
@@ -60,6 +61,12 @@ def test_what_was_not_measured_is_missing_and_never_a_number() -> None:
     measured = ["median_ms", "low_ms", "samples", "contention", "peak_mib", "flops", "tflops", "rel_l2", "timer"]
     assert row[[*measured, "machine", "hardware", "torch"]].isna().all()
     assert (row["status"], row["phase"], row["reason"]) == ("oom", "time", "no memory")
+
+
+def test_waiting_is_a_share_of_the_time_of_all_threads() -> None:
+    times = [replace(timing(10, 10, delay=(4, 6)), threads=threads) for threads in (1, 2)]
+    shares = frame([Record(job=job(), status="ok", time=time) for time in times], {})["contention"].tolist()
+    assert shares == [0.5, 0.25] == [contention(time) for time in times]  # a table says what the note says
 
 
 def test_no_run_delay_is_missing_and_a_run_delay_of_zero_is_zero() -> None:

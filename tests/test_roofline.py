@@ -225,7 +225,7 @@ def test_a_folder_or_a_link_in_place_of_the_cache_is_one_note(cache: Path, tmp_p
     assert roofline.load(link, notes.append) == {}
     roofline.save([ROOF], cache, notes.append)
     assert len(notes) == 3
-    assert "cannot be kept" in notes[2]
+    assert f"cannot be kept in '{cache.parent}'" in notes[2]
 
 
 def test_the_environment_says_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from .progress import Display, Outline, outline_box
 from .record import FAILED, Environment, Record
 from .remarks import unfit
 from .runner import Outcome
+from .spec import TIMERS, Budget
 from .terminal import console, note
 
 EXIT_FAILED, EXIT_UNFIT, EXIT_NOTHING = 3, 4, 5
@@ -52,11 +53,19 @@ def _measure(prepared: launch.Launch, out: Console, quiet: bool, strict: bool) -
         warnings = fitness.warnings(outline.devices)
         if strict and warnings:
             raise UnfitError(f"--strict: {'; '.join(warnings)}")
-        for line in [*warnings, fitness.absent(outline.devices), *_no_energy(prepared, outline)]:
+        absent = [fitness.absent(outline.devices), _no_timers(prepared.budget, outline), *_no_energy(prepared, outline)]
+        for line in [*warnings, *absent]:
             if line:
                 note(out, line)
         with Display(out, outline, quiet) as display:
             return launch.execute(prepared, local.run, display, local.probe, lambda line: note(out, line))
+
+
+def _no_timers(budget: Budget, outline: Outline) -> str | None:
+    """That the timers asked for are not those of these devices."""
+    if budget.timers == TIMERS or set(outline.devices) != {"cpu"}:
+        return None
+    return f"timers ({', '.join(budget.timers)}) are for CUDA: on the CPU calls are timed by the wall clock"
 
 
 def _no_energy(prepared: launch.Launch, outline: Outline) -> list[str | None]:

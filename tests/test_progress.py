@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from fusionbench.progress import START_S, Display, Outline, outcome, outline_box, span
 from fusionbench.record import Record, Timing
 from fusionbench.report.frame import frame
+from fusionbench.session import _no_timers
 from fusionbench.spec import Budget, Case, Job, Shape, Visit
 
 CASE = Case(shape=Shape(batch=1, image=3, text=2, image_width=8, text_width=8, width=8, heads=1))
@@ -94,3 +96,10 @@ def test_the_plan_says_what_was_begun_and_one_time_where_both_ends_read_alike() 
     assert "1 to measure on cpu, 1 of them begun" in text
     assert span(1.2, 1.4, " to ") == "1 s"
     assert span(62, 400, " to ") == "62 s to 7 min"
+
+
+def test_timers_that_a_cpu_has_not_are_told() -> None:
+    planned = outline({"eager": 1})
+    asked = replace(planned.budget, timers=("graph", "cold"))
+    assert "(graph, cold) are for CUDA" in str(_no_timers(asked, planned))
+    assert _no_timers(planned.budget, planned) is None

@@ -39,7 +39,8 @@ def test_a_narrow_terminal_drops_columns_and_keeps_who_and_how_long() -> None:
     assert "TFLOP/s" not in narrow
     for kept in ("strategy", "backend", "ms", "vs best"):
         assert kept in narrow
-    assert len(wide.splitlines()) == len(narrow.splitlines())  # nothing wrapped
+    rows = [[line for line in text.splitlines() if line[:8].strip().isidentifier()] for text in (wide, narrow)]
+    assert [line.split()[:2] for line in rows[0]] == [line.split()[:2] for line in rows[1]]  # nothing wrapped
 
 
 def test_a_tie_is_not_called_slower() -> None:
@@ -67,6 +68,19 @@ def test_skips_are_grouped_by_reason_with_counts() -> None:
     text = printed(smoke())
     assert "4 skipped" in text
     assert "2  backend 'sdpa' skips 'concat'" in text
+
+
+def test_a_reason_is_never_cut() -> None:
+    reason = "Triton kernels need a GPU (on a CPU there is only Triton's interpreter, which is no backend)"
+    case = Case(shape=Shape(batch=1, image=1, text=1, image_width=1, text_width=1, width=1, heads=1))
+    items = [
+        Record(job=Job(strategy=name, backend="b", case=case), status=status, reason=reason)
+        for name, status in (("early", "skipped"), ("late", "error"))
+    ]
+    lines = [line.rstrip() for line in printed(items, 50, {}).splitlines()]
+    assert " ".join(" ".join(lines).split()).count(reason) == 2
+    assert "1  Triton kernels need a GPU (on a CPU there is" in lines
+    assert "   only Triton's interpreter, which is no" in lines  # behind the number
 
 
 def test_hostile_text_reaches_the_terminal_without_control_characters() -> None:

@@ -29,6 +29,7 @@ MODES = {
 
 _GAP = 2
 _NAME_WIDTH = 40
+KINDS = 12  # of failures and skips that are told, unless --groups asks for more
 
 
 def show(
@@ -47,8 +48,8 @@ def show(
     """
     parts = [
         *best(frame, width=width, groups=groups, rows=rows),
-        *failures(frame, command, width=width),
-        *skips(frame, width=width),
+        *failures(frame, command, width=width, groups=max(groups, KINDS)),
+        *skips(frame, width=width, reasons=max(groups, KINDS)),
         *machines(environments, width=width),
         *damage(problems, width=width),
     ]
@@ -63,19 +64,20 @@ def best(frame: pd.DataFrame, *, width: int, groups: int = 12, rows: int = 12) -
     for number, group in ranks[ranks["group"] < groups].groupby("group", sort=True):
         parts += [_gap() if number else Text(), *_heading(group.iloc[0], several, width)]
         parts.append(_fit(_ranking(group.head(rows)), width))
-        parts += _more(len(group) - rows, "candidates", "--rows", width)
+        parts += _more(len(group) - rows, "candidates", "--rows")
     left = int(ranks["group"].max()) + 1 - groups if len(ranks) else 0
-    return parts + _more(left, "shapes and conditions", "--groups", width)
+    return parts + _more(left, "shapes and conditions", "--groups")
 
 
 def _gap() -> Text:
     return Text("")
 
 
-def _more(count: int, what: str, option: str, width: int) -> list[RenderableType]:
+def _more(count: int, what: str, option: str) -> list[RenderableType]:
     if count <= 0:
         return []
-    return [_line(f"… {count:,} more {what} (see them with {option} N, or in the page of `fusionbench report`)", width)]
+    where = f"see them with {option} N, or in the page of `fusionbench report`"
+    return [_folded(f"… {count:,} more {what} ({where})", "dim")]
 
 
 def _line(text: str, width: int, style: str = "dim", indent: int = 0) -> Text:
@@ -83,6 +85,19 @@ def _line(text: str, width: int, style: str = "dim", indent: int = 0) -> Text:
     line = Text(" " * indent + printable(" ".join(text.split()), 1000), style=style, no_wrap=True)
     line.truncate(width, overflow="ellipsis")
     return line
+
+
+def _folded(text: str, style: str = "") -> Text:
+    """One untrusted reason or remedy, whole: on several lines where it must be."""
+    return Text(printable(" ".join(text.split()), 1000), style=style, overflow="fold")
+
+
+def _counted(number: str, reason: str) -> Table:
+    """A reason behind its number, also where it takes several lines."""
+    grid = Table.grid(padding=(0, _GAP, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_row(number, _folded(reason))
+    return grid
 
 
 def _heading(row: pd.Series, several: bool, width: int) -> list[Text]:
@@ -173,7 +188,7 @@ def _fit(columns: list[Column], width: int) -> Table:
 
 
 def failures(
-    frame: pd.DataFrame, command: str, *, width: int, groups: int = 12, each: int = 20
+    frame: pd.DataFrame, command: str, *, width: int, groups: int = KINDS, each: int = 20
 ) -> list[RenderableType]:
     """Failed jobs with the same end are told together, each with the command that repeats it."""
     failed = latest(frame)
@@ -187,10 +202,10 @@ def failures(
         status, phase, reason = kind
         jobs = kinds.get_group(kind)["key"].tolist()
         where = f" in {phase}" if phase else ""
-        parts.append(_line(f"{status}{where}, {len(jobs):,} {_jobs(jobs)}: {reason}", width, ""))
+        parts.append(_folded(f"{status}{where}, {len(jobs):,} {_jobs(jobs)}: {reason}"))
         parts += [_whole(f"{command} --job {shlex.quote(key)}") for key in jobs[:each]]
         parts += [_line(f"… and {len(jobs) - each:,} more like it", width, indent=4)] if len(jobs) > each else []
-    return parts + _more(len(largest) - groups, "kinds of failure", "--groups", width)
+    return parts + _more(len(largest) - groups, "kinds of failure", "--groups")
 
 
 def _jobs(items: Sequence[object]) -> str:
@@ -202,7 +217,7 @@ def _whole(command: str) -> Text:
     return Text("    " + printable(command, 2000), style="cyan", no_wrap=True, overflow="ignore")
 
 
-def skips(frame: pd.DataFrame, *, width: int, reasons: int = 12) -> list[RenderableType]:
+def skips(frame: pd.DataFrame, *, width: int, reasons: int = KINDS) -> list[RenderableType]:
     """Skipped jobs by reason, the most frequent first."""
     counts = latest(frame).query("status == 'skipped'")["reason"].value_counts()
     if counts.empty:
@@ -210,9 +225,8 @@ def skips(frame: pd.DataFrame, *, width: int, reasons: int = 12) -> list[Rendera
     parts: list[RenderableType] = [_gap(), _line(f"{int(counts.sum()):,} skipped", width, "bold")]
     digits = len(f"{counts.iloc[0]:,}")
     for reason, count in counts[:reasons].items():
-        number = f"{count:,}".rjust(digits) + "  "
-        parts.append(Text(number, no_wrap=True).append_text(_line(str(reason), width - len(number), "")))
-    return parts + _more(len(counts) - reasons, "reasons", "--groups", width)
+        parts.append(_counted(f"{count:,}".rjust(digits), str(reason)))
+    return parts + _more(len(counts) - reasons, "reasons", "--groups")
 
 
 def machines(environments: Mapping[str, Environment], *, width: int) -> list[RenderableType]:
@@ -235,4 +249,4 @@ def damage(problems: Sequence[str], *, width: int) -> list[RenderableType]:
     """What could not be read."""
     if not problems:
         return []
-    return [_gap(), _line("damage found while reading", width, "bold yellow"), *(_line(p, width, "") for p in problems)]
+    return [_gap(), _line("damage found while reading", width, "bold yellow"), *map(_folded, problems)]

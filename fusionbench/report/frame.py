@@ -16,6 +16,7 @@ from ..roofline import NO_PRODUCTS, UNKNOWN, Probe, limits, sound, working_set
 from .columns import Floats, integer, number, ratio, text
 from .timings import device, timing
 
+NOTES_APART = " | "  # a note may hold a semicolon before its remedy
 _MIB = 2**20
 _SHAPE = ("batch", "image", "text", "image_width", "text_width", "width", "heads", "depth", "ffn")
 _DEVIATION = ("rel_l2", "max_abs", "mean_abs", "cosine")
@@ -119,7 +120,7 @@ def _deviations(columns: dict[str, Any], prefix: str, found: Sequence[Deviation 
 
 def _provenance(columns: dict[str, Any], records: Sequence[Record], environments: Mapping[str, Environment]) -> None:
     columns["kernels"] = text(records, lambda r: "; ".join(r.kernels))
-    columns["notes"] = text(records, lambda r: "; ".join(r.notes))
+    columns["notes"] = text(records, lambda r: NOTES_APART.join(r.notes))
     columns["wall_s"] = number([r.wall_s for r in records])
     for name in ("started_at", "environment", "source"):
         columns[name] = pd.Series([getattr(r, name) for r in records], dtype="str")

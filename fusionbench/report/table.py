@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ..errors import printable
 from ..record import FAILED, Environment
+from .frame import NOTES_APART
 from .rank import latest, ranked
 
 Column = tuple[str, bool, list[Text]]  # heading, right-aligned, cells; the first columns are the last to go
@@ -49,6 +50,7 @@ def show(
         *best(frame, width=width, groups=groups, rows=rows),
         *failures(frame, command, width=width),
         *skips(frame, width=width),
+        *remarks(frame, width=width),
         *machines(environments, width=width),
         *damage(problems, width=width),
     ]
@@ -133,6 +135,8 @@ def _ranking(group: pd.DataFrame) -> list[Column]:
         ("rel. error", True, [_number(r["rel_l2"], ".1e") for r in lines]),
         ("TFLOP/s", True, [_number(r["tflops"], ".3g") for r in lines]),
         ("of bound", True, [_number(r["of_bound"], ".0%") for r in lines]),
+        ("launches", True, [_number(r["launch_share"], ".0%") for r in lines]),
+        ("mJ", True, [_number(r["joules_per_call"] * 1e3, ".3g") for r in lines]),
         ("waited", True, [_number(r["contention"], ".1%") for r in lines]),
     ]
 
@@ -213,6 +217,23 @@ def skips(frame: pd.DataFrame, *, width: int, reasons: int = 12) -> list[Rendera
         number = f"{count:,}".rjust(digits) + "  "
         parts.append(Text(number, no_wrap=True).append_text(_line(str(reason), width - len(number), "")))
     return parts + _more(len(counts) - reasons, "reasons", "--groups", width)
+
+
+def remarks(frame: pd.DataFrame, *, width: int, kinds: int = 8) -> list[RenderableType]:
+    """What the records note about their measurement, those that differ in their numbers alone told together."""
+    notes = latest(frame)["notes"].str.split(NOTES_APART, regex=False).explode().dropna()
+    notes = notes[notes != ""]
+    if notes.empty:
+        return []
+    kind = notes.str.replace(r"[0-9][0-9.,e+-]*", "#", regex=True)
+    counts = kind.value_counts()
+    parts: list[RenderableType] = [_gap(), _line("noted", width, "bold")]
+    digits = len(f"{counts.iloc[0]:,}")
+    for text, count in counts[:kinds].items():
+        number = f"{count:,}".rjust(digits) + "  "
+        example = str(notes[kind == text].iloc[0])
+        parts.append(Text(number, no_wrap=True).append_text(_line(example, width - len(number), "")))
+    return parts + _more(len(counts) - kinds, "kinds of notes", "--groups", width)
 
 
 def machines(environments: Mapping[str, Environment], *, width: int) -> list[RenderableType]:

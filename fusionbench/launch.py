@@ -107,8 +107,9 @@ def new(
     warn: Callable[[str], object],
 ) -> Launch:
     """A launch of ``chosen`` (not yet narrowed). An unfinished run of the same suite, narrowing and budget, made in
-    this environment (and in the order of ``order_seed``, where that is given), is continued unless ``fresh``; ``warn`` is told why one that looks like it is not.
-    Raises FusionbenchError for names, values and jobs that do not exist."""
+    this environment (and in the order of ``order_seed``, where that is given), is continued unless ``fresh``; ``warn``
+    is told why one that looks like it is not. Raises FusionbenchError for names, values and jobs that do not exist.
+    """
     load_plugins(plugins)
     plugins = [str(Path(plugin).resolve()) for plugin in plugins]
     plan = _plan(chosen, only, limit, job)

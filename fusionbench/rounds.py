@@ -36,7 +36,7 @@ def setup_s(phases_s: Mapping[str, float]) -> float:
 
 
 def share(budget: Budget, phases_s: Mapping[str, float], number: int = 0) -> Budget:
-    """What round ``number`` may take of the budget: its part of the samples, and of the precision that all have together.
+    """What round ``number`` may take of the budget: its part of the samples, and of the precision that all reach.
 
     Whether there is but one round is settled in the first: a later one that was slow to begin is one of several.
     """

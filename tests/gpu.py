@@ -268,7 +268,8 @@ def compile_job(job: Job) -> str:
     from fusionbench.measuring import measure
     from fusionbench.spec import Budget
 
-    record = measure(job, Budget(measure_s=0.001, warmup_s=0.0, min_samples=6, max_samples=6))
+    budget = Budget(measure_s=0.001, warmup_s=0.0, min_samples=6, max_samples=6, rounds=1, timers=("hot",))
+    record = measure(job, budget)
     return f"{record.status} {record.reason}".strip()
 
 

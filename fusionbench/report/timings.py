@@ -121,7 +121,7 @@ def device(columns: dict[str, Any], records: Sequence[Record]) -> None:
 
 
 def _contention(times: Sequence[Timing | None]) -> Floats:
-    """NA where the kernel gave no run delay, which is not the same as 0."""
-    waited = number([sum(t.run_delay_ns) if t and t.run_delay_ns else None for t in times])
+    """As remarks.contention, a share of the threads' time; NA where the kernel gave no run delay, which is not 0."""
+    waited = number([sum(t.run_delay_ns) / t.threads if t and t.run_delay_ns else None for t in times])
     sampled = number([sum(t.samples_ns) if t and t.run_delay_ns else None for t in times])
     return ratio(waited, sampled)

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test perf lint gpu clean
+.PHONY: setup demo test test-harness test-kernels perf lint gpu clean
 
 setup: $(VENV)/ready
 
@@ -19,8 +19,12 @@ demo: setup
 	$(BIN)/fusionbench run suites/smoke.toml --fresh --report
 
 # Triton reads TRITON_INTERPRET when a kernel is decorated: the interpreter's tests need a process of their own.
-test: setup
+test: test-harness test-kernels
+
+test-harness: setup
 	$(BIN)/python -m pytest
+
+test-kernels: setup
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
 perf: setup

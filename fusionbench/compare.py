@@ -21,6 +21,7 @@ TOLERANCE = 0.03
 MIN_ROUNDS = 5
 FLOOR_NS = {"wall": 5_000.0}
 FLOOR_GPU_NS = 2_000.0
+_ALIKE = ("timer", "cache")
 
 
 class Delta(Struct, frozen=True, kw_only=True, gc=False):
@@ -38,8 +39,11 @@ def compare(base: Timing, head: Timing) -> Delta:
     The intervals of the two medians, over at least MIN_ROUNDS rounds each, have no value in common; the difference is
     above the tolerance; and both still hold when each round is divided by what a fixed piece of work took beside it, so
     that a machine that was slow for a while is not taken for slow code. Same: the whole interval lies within the
-    tolerance. All else is unclear.
+    tolerance. All else is unclear. Raises ValueError where timer or cache differ: such times have no ratio.
     """
+    for name in _ALIKE:
+        if (one := getattr(base, name)) != (other := getattr(head, name)):
+            raise ValueError(f"times of unlike {name} ('{one}' and '{other}') are not compared; measure both alike")
     plain = _delta(base, head, [1.0] * _rounds(base), [1.0] * _rounds(head))
     controls = base.control_ns, head.control_ns
     if plain.verdict not in ("faster", "slower") or not _usable(base) or not _usable(head):

@@ -116,8 +116,9 @@ def new(
     warn: Callable[[str], object],
 ) -> Launch:
     """A launch of ``chosen`` (not yet narrowed). An unfinished run of the same suite, narrowing and budget, made in
-    this environment, is continued unless ``fresh``; ``warn`` is told why one that looks like it is not.
-    Raises FusionbenchError for names, values and jobs that do not exist."""
+    this environment (and in the order of ``order_seed``, where that is given), is continued unless ``fresh``; ``warn``
+    is told why one that looks like it is not. Raises FusionbenchError for names, values and jobs that do not exist.
+    """
     load_plugins(plugins)
     plugins = [str(Path(plugin).resolve()) for plugin in plugins]
     plan = _plan(chosen, only, limit, job)
@@ -126,7 +127,7 @@ def new(
     if not fresh and not job:
         found = store.latest(results, chosen.hash, asked, limit, budget=budget, retry_failed=retry_failed, ignored=warn)
         earlier = None if found is None else store.read(found)
-        reason = _why_anew(earlier, environment, results, chosen)
+        reason = _why_anew(earlier, environment, results, chosen, order_seed)
         if earlier is not None and reason is None:
             return _continued(earlier, plan, budget, plugins, environment, retry_failed, warn)
         if reason is not None:
@@ -202,11 +203,15 @@ def _moved(earlier: store.Run, environment: Environment) -> list[str]:
     return [printable(change) for change in differences(last, environment)]
 
 
-def _why_anew(earlier: store.Run | None, environment: Environment, results: Path, chosen: suite.Suite) -> str | None:
+def _why_anew(
+    earlier: store.Run | None, environment: Environment, results: Path, chosen: suite.Suite, order_seed: int | None
+) -> str | None:
     """Why the unfinished run ``earlier`` is not continued or, if there is none, why one that the user may think of is
     another; None where nothing needs to be said."""
     if earlier is not None:
         changes, name = ", ".join(_moved(earlier, environment)), printable(earlier.path.name)
+        if earlier.manifest and order_seed not in (None, earlier.manifest.order_seed):
+            return f"the order seed of '{name}' is {earlier.manifest.order_seed}, not {order_seed}"
         return f"the environment is not that of '{name}': {changes}" if changes else None
     namesakes = (run for run in store.runs(results).items() if run[1].suite_name == chosen.name)
     path, newest = next(namesakes, (results, None))

@@ -112,7 +112,7 @@ def _measure(visit: Visit, budget: Budget, phases: Phases, interrupt: Interrupt)
                 return Record(job=job, status="wrong", reason=problem, phase="accuracy", accuracy=errors)
         sampling = Sampling(visit, subject, where, monitor, interrupt)
         with phases.enter("time"):
-            timing = _time(sampling, rounds.share(budget, phases.seconds), first_call_ns)
+            timing = _time(sampling, rounds.share(budget, phases.seconds, visit.round), first_call_ns)
         problem = kept.changed()
         if problem is None and (first or visit.round == _checked_again(visit, budget)):
             with phases.enter("recheck"):
@@ -194,6 +194,8 @@ def _other_timers(sampling: Sampling, budget: Budget, phases: Phases) -> tuple[t
         except (TimerError, RuntimeError) as error:  # a call that synchronises cannot be captured in a graph
             if loss(error) is not None:
                 raise
+            for leaf in sampling.subject.leaves:  # what broke off in a backward pass has left gradients to add to
+                leaf.grad = None
             notes.append(f"no timer '{timer}': {(str(error).splitlines() or [type(error).__name__])[0][:200]}")
     return tuple(found), tuple(notes)
 

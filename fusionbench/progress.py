@@ -222,6 +222,5 @@ def outcome(record: Record) -> str:
     """The median with its interval, or what went wrong."""
     if record.time is None:
         return f"{record.status}: {record.reason}" if record.status != "ok" else "ok"
-    found = median_interval(record.time.calls_ns, record.time.rounds)
-    middle, low, high = (value / 1e6 for value in found)
+    middle, low, high = (ns / 1e6 for ns in median_interval(record.time.calls_ns, record.time.rounds))
     return f"{middle:.4g} ms [{low:.4g}, {high:.4g}]"

@@ -35,9 +35,12 @@ def setup_s(phases_s: Mapping[str, float]) -> float:
     return sum(phases_s.get(phase, 0.0) for phase in ("build", "first call"))
 
 
-def share(budget: Budget, phases_s: Mapping[str, float]) -> Budget:
-    """What one round may take of the budget: its part of the samples, and of the precision that all have together."""
-    rounds = 1 if setup_s(phases_s) > MAX_SETUP_S else budget.rounds
+def share(budget: Budget, phases_s: Mapping[str, float], number: int = 0) -> Budget:
+    """What round ``number`` may take of the budget: its part of the samples, and of the precision that all reach.
+
+    Whether there is but one round is settled in the first: a later one that was slow to begin is one of several.
+    """
+    rounds = 1 if number == 0 and setup_s(phases_s) > MAX_SETUP_S else budget.rounds
     return msgspec.structs.replace(
         budget,
         measure_s=budget.measure_s / rounds,
@@ -56,6 +59,11 @@ def joined(earlier: Record | None, later: Record, number: int) -> Record:
     """What is known of a job after round ``number``: all of its samples, or how it failed this time."""
     if earlier is None:
         return later
+    if later.source != earlier.source and later.status == "ok":  # a plugin was edited: each process reads it anew
+        reason = "its code changed between two rounds; measure it again with: fusionbench resume"
+        return msgspec.structs.replace(
+            earlier, status="error", reason=f"in round {number + 1}: {reason}", phase="build", time=None, timers=()
+        )
     if later.status != "ok" or later.time is None or earlier.time is None:
         reason = f"in round {number + 1}, after {number} good ones: {later.reason}"
         return msgspec.structs.replace(
@@ -64,7 +72,7 @@ def joined(earlier: Record | None, later: Record, number: int) -> Record:
     return msgspec.structs.replace(
         earlier,
         time=merge((earlier.time, later.time)),
-        device=_both(earlier.device, later.device),
+        device=_both(earlier.device, later.device, number),
         notes=tuple(dict.fromkeys(earlier.notes + later.notes)),
         wall_s=earlier.wall_s + later.wall_s,
     )
@@ -93,26 +101,33 @@ def merge(timings: Sequence[Timing]) -> Timing:
     )
 
 
-def _both(one: DeviceState | None, other: DeviceState | None) -> DeviceState | None:
-    if one is None or other is None:
-        return one or other
-    powers = [state.power_watts for state in (one, other) if state.power_watts is not None]
-    degrees = [state.temperature_c for state in (one, other) if state.temperature_c is not None]
+def _both(earlier: DeviceState | None, later: DeviceState | None, number: int) -> DeviceState | None:
+    """What ``number`` rounds saw, and one more: means weigh every round alike."""
+    if earlier is None or later is None:
+        return earlier or later
+    degrees = [state.temperature_c for state in (earlier, later) if state.temperature_c is not None]
     return DeviceState(
-        sm_mhz=_range(one.sm_mhz, other.sm_mhz),
-        memory_mhz=_range(one.memory_mhz, other.memory_mhz),
-        power_watts=sum(powers) / len(powers) if powers else None,
+        sm_mhz=_range(earlier.sm_mhz, later.sm_mhz, number),
+        memory_mhz=_range(earlier.memory_mhz, later.memory_mhz, number),
+        power_watts=_mean(earlier.power_watts, later.power_watts, number),
         temperature_c=max(degrees, default=None),
-        throttle=tuple(dict.fromkeys(one.throttle + other.throttle)),
-        foreign=max(one.foreign, other.foreign),
+        throttle=tuple(dict.fromkeys(earlier.throttle + later.throttle)),
+        foreign=max(earlier.foreign, later.foreign),
     )
+
+
+def _mean(earlier: float | None, later: float | None, number: int) -> float | None:
+    if earlier is None or later is None:
+        return later if earlier is None else earlier
+    return earlier + (later - earlier) / (number + 1)
 
 
 _Range = tuple[int, int, int]
 
 
-def _range(one: _Range | None, other: _Range | None) -> _Range | None:
-    """Lowest, middle and highest of both; the middle is the mean of the two medians."""
-    if one is None or other is None:
-        return one or other
-    return min(one[0], other[0]), (one[1] + other[1]) // 2, max(one[2], other[2])
+def _range(earlier: _Range | None, later: _Range | None, number: int) -> _Range | None:
+    """Lowest, middle and highest of all rounds; the middle is the mean of their medians."""
+    if earlier is None or later is None:
+        return earlier or later
+    middle = earlier[1] + (later[1] - earlier[1]) / (number + 1)
+    return min(earlier[0], later[0]), round(middle), max(earlier[2], later[2])

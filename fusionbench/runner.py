@@ -140,6 +140,8 @@ def complete(record: Record, environment: Environment) -> Record:
 def cut_off(record: Record, visit: Visit, budget: Budget) -> bool:
     """Whether an interruption left less than the suite calls a measurement: the round is not done then."""
     time = record.time
+    if any(other.stop == "interrupted" for other in record.timers):  # of which only the first round has any
+        return True
     if time is None or time.stop != "interrupted":
         return False
     return visit.round > 0 or len(time.samples_ns) < budget.min_samples

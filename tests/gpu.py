@@ -42,6 +42,7 @@ INTERRUPTED = 130  # a measurement that reached its limit: what it has is saved,
 NOTHING_COLLECTED = 5  # pytest's exit code of a shard without a test
 PYTEST = ("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "-p", "tests.shard")
 SHARDS, CASES = 14, 8
+HARNESS = ("tests/test_gpu.py", "tests/test_costs.py", "tests/perf/test_timer_agreement.py")
 
 
 @dataclass(frozen=True)
@@ -70,26 +71,27 @@ def steps(out: Path, seconds: float) -> list[Step]:
         for name, s in backends.items()
     ]  # fmt: skip
     events = ("tests/gpu.py", "--measure", "triton,sdpa-cudnn,sdpa-efficient", "--timer", "cold", "--out", str(out))
-    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{62 * share:.0f}")
+    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{52 * share:.0f}")
     tuner += ("--write", str(out / "configs.json"), "--log", str(out / "tune.jsonl"))
     compiled = "triton,flex,compile,triton-projected,triton-absorbed,triton-int8"
     return [
         Step("tests for the GPU alone", 75 * share, (*tests, "--chunk", "1", "tests/kernels/test_gpu_only.py")),
-        Step("tests of the kernels", 90 * share, (*tests, *others)),
-        Step("tests of the harness", 42 * share, (*tests, "-m", "gpu", "tests/test_gpu.py", "tests/test_costs.py")),
+        Step("tests of the kernels", 80 * share, (*tests, *others)),
+        Step("doctor", 10 * share, ("tests/gpu.py", "--doctor", "--out", str(out))),
+        Step("tests of the harness", 52 * share, (*tests, "-m", "gpu", *HARNESS)),
         Step(
             "compile what is measured", 50 * share, ("tests/gpu.py", "--compile", compiled, "--out", str(out)),
             may_stop=True,
         ),
         *measuring,
         Step("measure launches too", 16 * share, events, may_stop=True),
-        Step("tune", 71 * share, tuner),
+        Step("tune", 61 * share, tuner),
         Step("targets", 10 * share, ("tests/perf/kernel_targets.py", str(out / "runs"))),
     ]  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """All steps; 0 only if each did its work. With ``--measure``, ``--compile`` or ``--tests`` one of them."""
+    """All steps; 0 only if each did its work. With ``--measure``, ``--compile``, ``--doctor`` or ``--tests`` one of them."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["--tests"]:
         return run_tests(given[1:])
@@ -98,10 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=520.0, help="for everything (default 520)")
     parser.add_argument("--bundle", type=Path, metavar="FILE.tar.gz", help="pack all of it into one file too")
     parser.add_argument("--measure", metavar="BACKENDS", help="only measure the suite with these backends")
+    parser.add_argument("--doctor", action="store_true", help="only say whether the machine is fit to measure")
     parser.add_argument("--compile", metavar="BACKENDS", help="only compile what measuring these would")
     parser.add_argument("--timer", default="graph", choices=["cold", "hot", "graph", "kernel", "host"])
     options = parser.parse_args(given)
     options.out = options.out.resolve()
+    if options.doctor:
+        return doctor(options.out)
     if options.measure:
         return measure(options.measure.split(","), options.timer, options.out / "runs")
     if options.compile:
@@ -235,6 +240,16 @@ def measure(backends: Sequence[str], timer: str, results: Path) -> int:
     return 3 if any(outcome.statuses[status] for status in FAILED) else 0
 
 
+def doctor(out: Path) -> int:
+    """What `fusionbench doctor` finds, without the library that makes it pretty; 3 where a check failed."""
+    from fusionbench.doctor import examine
+
+    checks = list(examine(["cuda:0"], out, quick=True))
+    for check in checks:
+        say(f"{check.status:4}  {check.name}: {check.found}" + (f" ({check.remedy})" if check.remedy else ""))
+    return 3 if any(check.status == "fail" for check in checks) else 0
+
+
 def compile_jobs(backends: Sequence[str], processes: int = 12) -> int:
     """Run every job once, many at a time: Triton and Inductor then find their kernels in their caches on disk."""
     from fusionbench import suite
@@ -253,7 +268,8 @@ def compile_job(job: Job) -> str:
     from fusionbench.measuring import measure
     from fusionbench.spec import Budget
 
-    record = measure(job, Budget(measure_s=0.001, warmup_s=0.0, min_samples=6, max_samples=6))
+    budget = Budget(measure_s=0.001, warmup_s=0.0, min_samples=6, max_samples=6, rounds=1, timers=("hot",))
+    record = measure(job, budget)
     return f"{record.status} {record.reason}".strip()
 
 

@@ -74,3 +74,9 @@ def test_what_a_thread_waited_for_its_core_is_not_its_time() -> None:
 
 def test_a_time_of_nothing_is_no_ratio() -> None:
     assert compare(timing(*[0.0] * 6), STEADY).verdict == "unclear"
+
+
+@pytest.mark.parametrize("other", [{"timer": "host"}, {"cache": "cold"}], ids=str)
+def test_times_that_were_taken_differently_are_not_compared(other: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"times of unlike {next(iter(other))}"):
+        compare(STEADY, timing(1.0, **other))

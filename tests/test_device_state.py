@@ -16,7 +16,7 @@ from fusionbench import device_lock, fitness, nvml
 from fusionbench.device_loss import loss
 from fusionbench.errors import DeviceLostError, UnfitError
 from fusionbench.meters import device
-from fusionbench.meters.device import Monitor, joined, notes
+from fusionbench.meters.device import Monitor, notes
 from fusionbench.record import DeviceState
 from tests.fake_nvml import LIBRARY_NOT_FOUND, FakeGpu, FakeNvml
 
@@ -149,17 +149,6 @@ def test_others_are_counted_at_most_at_once_and_not_at_every_look(
     assert found is not None
     assert found.foreign == 1
     assert notes(found, "cuda:0") == ("1 other process uses 'cuda:0', and timings share it with them",)
-
-
-def test_rounds_are_joined_to_one_state() -> None:
-    first = DeviceState(
-        sm_mhz=(10, 20, 30), memory_mhz=(1, 1, 1), power_watts=100.0, temperature_c=40, throttle=("b",), foreign=1
-    )
-    second = DeviceState(sm_mhz=(5, 22, 25), power_watts=200.0, temperature_c=50, throttle=("a", "b"))
-    assert joined([None, first, second]) == DeviceState(
-        sm_mhz=(5, 20, 30), memory_mhz=(1, 1, 1), power_watts=150.0, temperature_c=50, throttle=("a", "b"), foreign=1
-    )
-    assert joined([None]) is None
 
 
 # Who else is there

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionbench import environment, shard, store
+from fusionbench import environment, launch, shard, store, suite
 from fusionbench.record import Record
 from fusionbench.rounds import rounds_of
 from tests.test_cli import PLUGIN, call
@@ -208,3 +208,22 @@ def test_what_can_be_saved_nowhere_is_told(  # type: ignore[no-untyped-def]
     code, _, err = fusionbench("run", "faulty.toml", "-q")
     assert (code, "Traceback" in err) == (6, False)
     assert "nor could the results be saved elsewhere: " in err
+
+
+def test_another_order_seed_is_another_run_and_none_goes_on_with_the_first(tmp_path: Path) -> None:
+    written(tmp_path, 1)
+    chosen, warned = suite.read(str(tmp_path / "faulty.toml")), list[str]()
+
+    def begin(order_seed: int | None) -> launch.Launch:
+        return launch.new(
+            chosen, tmp_path / "runs", budget=chosen.budget, only={}, plugins=[PLUGIN], order_seed=order_seed,
+            warn=warned.append,
+        )  # fmt: skip
+
+    first = begin(5)
+    assert first.order_seed == 5
+    assert begin(5).folder == begin(None).folder == first.folder
+    assert warned == []
+    other = begin(6)
+    assert (other.folder == first.folder, other.order_seed) == (False, 6)
+    assert warned == [f"a new run begins: the order seed of '{first.folder.name}' is 5, not 6"]

@@ -31,7 +31,7 @@ def children() -> list[int]:
 
 
 def worker_of(strategy: str) -> local.Worker:
-    return local.Worker((strategy, "eager", "cpu"), [PLUGIN])
+    return local.Worker((strategy, "eager", "cpu", 0), [PLUGIN])
 
 
 def eventually(empty: object, seconds: float = 5.0) -> bool:

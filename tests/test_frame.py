@@ -27,7 +27,7 @@ def job(strategy: str = "gated", backend: str = "eager", case: Case = CASE) -> J
 
 def timing(*samples: int, loops: int = 1, delay: tuple[int, ...] = (), **other: Any) -> Timing:
     facts = {"timer": "wall", "cache": "hot", "stop": "precise", "first_call_ns": 5_000_000, "warmup_calls": 1}
-    return Timing(samples_ns=samples, loops=loops, run_delay_ns=delay, threads=1, **(facts | other))
+    return Timing(samples_ns=samples, loops=loops, run_delay_ns=delay, **({"threads": 1} | facts | other))
 
 
 def test_a_row_holds_medians_per_call_and_what_follows_from_them() -> None:
@@ -74,6 +74,12 @@ def test_no_run_delay_is_missing_and_a_run_delay_of_zero_is_zero() -> None:
     shares = frame([Record(job=job(), status="ok", time=t) for t in (silent, quiet)], {})["contention"]
     assert pd.isna(shares[0])
     assert shares[1] == 0.0
+
+
+def test_contention_is_a_share_of_all_threads_time_as_in_the_notes() -> None:
+    time = timing(8, 8, delay=(8, 8), threads=4)
+    row = frame([Record(job=job(), status="ok", time=time)], {}).iloc[0]
+    assert row["contention"] == contention(time) == 0.25
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one round", "rounds"])

@@ -104,3 +104,31 @@ def test_a_job_that_does_not_react_to_an_interruption_is_given_up(monkeypatch: p
     monkeypatch.setattr(local, "INTERRUPT_GRACE_S", 0.5)
     asked = iter([False])
     assert run(job("hangs"), stopping=lambda: next(asked, True)) == []
+
+
+def test_on_cuda_the_jobs_of_a_round_share_a_process_and_the_next_round_has_one_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Even of a suite with one strategy and one backend, where nothing else comes in between."""
+    begun: list[FakeWorker] = []
+
+    class FakeWorker:
+        def __init__(self, serving: local.Serving, plugins: object) -> None:
+            self.serving, self.served = serving, 0
+            begun.append(self)
+
+        serves = local.Worker.serves
+
+        def measure(self, visit: Visit, budget: Budget, stopping: object) -> Record:
+            self.served += 1
+            return Record(job=visit.job, status="ok")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(local, "Worker", FakeWorker)
+    monkeypatch.setattr(local, "start_server", lambda: None)
+    on_gpu = [Job(strategy="fine", backend=name, case=Case(shape=SHAPE, device="cuda")) for name in ("eager", "eager")]
+    visits = [Visit(job=each, round=number) for number in range(3) for each in on_gpu]
+    assert len(list(local.run(visits, BUDGET, [], lambda job: None, lambda: False))) == 6
+    assert [worker.served for worker in begun] == [2, 2, 2]

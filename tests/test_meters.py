@@ -67,6 +67,13 @@ def test_an_interruption_ends_the_sampling_after_the_running_sample() -> None:
     assert len(timing.samples_ns) == 1
 
 
+def test_an_interruption_in_the_last_sample_does_not_undo_the_others() -> None:
+    asked = iter([False] * 7)
+    budget = Budget(measure_s=60, warmup_s=0.0, min_samples=6, max_samples=8, ci=1e-9)
+    timing = time.measure(lambda: clock.sleep(0.001), budget, CPU, lambda: next(asked, True))
+    assert (timing.stop, len(timing.samples_ns)) == ("samples", 8)
+
+
 def test_the_collector_is_off_while_sampling_and_on_again_after() -> None:
     seen = []
     time.measure(lambda: seen.append(gc.isenabled()), QUICK, CPU, never)

@@ -93,3 +93,26 @@ def test_the_rounds_share_the_budget_and_its_precision() -> None:
     part = share(budget, {"build": 0.1})
     assert (part.measure_s, part.min_samples, part.max_samples, part.ci) == (0.15, 3, 100, 0.02)
     assert share(budget, {"first call": 9.0}).measure_s == 0.6
+
+
+def test_every_round_weighs_alike_in_what_the_device_was_seen_to_do() -> None:
+    def seen(mhz: int, watts: float | None) -> Record:
+        return record(1, device=DeviceState(sm_mhz=(mhz, mhz, mhz), power_watts=watts))
+
+    found = seen(1000, 100.0)
+    for number, (mhz, watts) in enumerate([(1000, 100.0), (1000, 100.0), (1400, 300.0)], 1):
+        found = joined(found, seen(mhz, watts), number)
+    assert found.device
+    assert (found.device.sm_mhz, found.device.power_watts) == ((1000, 1100, 1400), 150.0)
+
+
+def test_a_later_round_that_was_slow_to_begin_takes_its_share_and_no_more() -> None:
+    budget = Budget(measure_s=0.6, rounds=6)
+    assert share(budget, {"first call": 9.0}, 1).measure_s == pytest.approx(0.1)
+    assert share(budget, {"first call": 9.0}, 0).measure_s == 0.6
+
+
+def test_samples_of_two_versions_of_the_code_are_not_joined() -> None:
+    found = joined(record(1, source="old"), record(2, source="new"), 3)
+    assert (found.status, found.source, found.time) == ("error", "old", None)
+    assert found.reason.startswith("in round 4: its code changed between two rounds")

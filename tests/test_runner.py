@@ -142,6 +142,16 @@ def test_a_job_cut_off_with_too_few_samples_is_not_done() -> None:
     assert stored == []
 
 
+def test_a_job_whose_other_timers_were_cut_off_is_not_done() -> None:
+    stored: list[Record] = []
+    whole, cut = timing(10), timing(1, "interrupted")
+    run(
+        [job()], engine(lambda each: Record(job=each, status="ok", time=whole, timers=(whole, cut))), OLD_CPU,
+        stored.append, Heard(), budget=ONCE,
+    )  # fmt: skip
+    assert stored == []
+
+
 def test_the_second_signal_ends_the_run_at_once() -> None:
     stored = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 
+import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
@@ -80,7 +81,7 @@ def test_a_reason_is_never_cut() -> None:
     lines = [line.rstrip() for line in printed(items, 50, {}).splitlines()]
     assert " ".join(" ".join(lines).split()).count(reason) == 2
     assert "1  Triton kernels need a GPU (on a CPU there is" in lines
-    assert "   only Triton's interpreter, which is no" in lines  # behind the number
+    assert "   only Triton's interpreter, which is no backend)" in lines  # behind the number
 
 
 def test_hostile_text_reaches_the_terminal_without_control_characters() -> None:
@@ -100,3 +101,13 @@ def test_a_key_with_shell_characters_is_quoted() -> None:
 
 def test_no_records_say_so() -> None:
     assert printed([], environments={}).strip() == "no records"
+
+
+def test_notes_that_differ_in_numbers_alone_are_told_once_with_their_remedy() -> None:
+    items = [item for item in smoke() if item.status == "ok"][:4]
+    waited = [f"waited {share}% of the time for a core; close other programs" for share in (3, 12.5, 40)]
+    noted = [msgspec.structs.replace(item, notes=(note,)) for item, note in zip(items, [*waited, "leaks"], strict=True)]
+    text = printed(noted)
+    assert "3  waited 3% of the time for a core; close other programs" in text
+    assert "12.5%" not in text
+    assert "1  leaks" in text

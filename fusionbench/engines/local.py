@@ -88,10 +88,10 @@ def run(
                 return
             job = visit.job
             device = "cuda:0" if job.case.device == "cuda" else job.case.device
-            if device in held and not held[device].serves(job):
+            if device in held and not held[device].serves(visit):
                 held.pop(device).close()
             if device not in held:
-                held[device] = Worker(_serving(job), plugins)
+                held[device] = Worker(_serving(visit), plugins)
             started(job)
             try:
                 record = held[device].measure(visit, budget, stopping)
@@ -109,7 +109,7 @@ def probe(probes: Sequence[Probe]) -> Iterator[tuple[Probe, Roofline | str]]:
     """What devices can do at best, each in a process of its own, or why that could not be found out."""
     start_server()
     for device in dict.fromkeys(each.device for each in probes):
-        worker = Worker(("", "", device), ())
+        worker = Worker(("", "", device, 0), ())
         try:
             for each in probes:
                 if each.device == device:
@@ -118,11 +118,12 @@ def probe(probes: Sequence[Probe]) -> Iterator[tuple[Probe, Roofline | str]]:
             worker.close()
 
 
-Serving = tuple[str, str, str]  # strategy, backend, device
+Serving = tuple[str, str, str, int]  # strategy, backend, device, round
 
 
 class Worker:
-    """One process. On CUDA it may serve every job of one strategy and backend, as a context costs about a second."""
+    """One process. On CUDA it may serve one round of every job of one strategy and backend, as a context costs about a
+    second; the next round is another process, even where no other strategy came between."""
 
     def __init__(self, serving: Serving, plugins: Sequence[str]) -> None:
         self.serving = serving
@@ -137,8 +138,8 @@ class Worker:
         theirs.close()
         their_log.close()
 
-    def serves(self, job: Job) -> bool:
-        return self.serving == _serving(job)
+    def serves(self, visit: Visit) -> bool:
+        return self.serving == _serving(visit)
 
     def probe(self, probe: Probe) -> Roofline | str:
         """The roofline, or why there is none."""
@@ -241,8 +242,9 @@ class Worker:
             self.process.close()
 
 
-def _serving(job: Job) -> Serving:
-    return job.strategy, job.backend, job.case.device
+def _serving(visit: Visit) -> Serving:
+    job = visit.job
+    return job.strategy, job.backend, job.case.device, visit.round
 
 
 def _signal_name(number: int) -> str:

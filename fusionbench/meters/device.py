@@ -108,22 +108,6 @@ class Monitor:
         self._counted_ns = perf_counter_ns()
 
 
-def joined(states: Iterable[DeviceState | None]) -> DeviceState | None:
-    """What several rounds saw, as one; the median is that of the rounds' medians."""
-    found = [state for state in states if state is not None]
-    if not found:
-        return None
-    power = _told(state.power_watts for state in found)
-    return DeviceState(
-        sm_mhz=_hull(_told(state.sm_mhz for state in found)),
-        memory_mhz=_hull(_told(state.memory_mhz for state in found)),
-        power_watts=fmean(power) if power else None,
-        temperature_c=max(_told(state.temperature_c for state in found), default=None),
-        throttle=tuple(sorted({reason for state in found for reason in state.throttle})),
-        foreign=max(state.foreign for state in found),
-    )
-
-
 def notes(state: DeviceState | None, device: str) -> tuple[str, ...]:
     """What the reader of a timing must know of the device's state; empty where it was as it should be."""
     if state is None:
@@ -139,10 +123,3 @@ def _told(values: Iterable[T | None]) -> list[T]:
 
 def _range(values: Sequence[int]) -> tuple[int, int, int] | None:
     return (min(values), median_low(values), max(values)) if values else None
-
-
-def _hull(ranges: Sequence[tuple[int, int, int]]) -> tuple[int, int, int] | None:
-    if not ranges:
-        return None
-    lows, medians, highs = zip(*ranges, strict=True)
-    return min(lows), median_low(medians), max(highs)

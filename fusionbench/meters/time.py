@@ -173,7 +173,7 @@ def _take(
         if len(taken) >= next_look:
             # Looking after every sample would stop on luck; a look at every further quarter keeps the looks few.
             next_look = len(taken) + max(len(taken) // 4, 5)
-        if interrupted():
+        if stop is None and interrupted():  # else the round is whole, and says why
             stop = "interrupted"
         if stop is None and len(taken) - kept < BLOCK:
             continue

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ..errors import printable
 from ..record import FAILED, Environment
+from .frame import NOTES_APART
 from .rank import latest, ranked
 
 Column = tuple[str, bool, list[Text]]  # heading, right-aligned, cells; the first columns are the last to go
@@ -29,7 +30,7 @@ MODES = {
 
 _GAP = 2
 _NAME_WIDTH = 40
-KINDS = 12  # of failures and skips that are told, unless --groups asks for more
+KINDS = 12  # of failures, skips and notes that are told, unless --groups asks for more
 
 
 def show(
@@ -50,6 +51,7 @@ def show(
         *best(frame, width=width, groups=groups, rows=rows),
         *failures(frame, command, width=width, groups=max(groups, KINDS)),
         *skips(frame, width=width, reasons=max(groups, KINDS)),
+        *remarks(frame, width=width, kinds=max(groups, KINDS)),
         *machines(environments, width=width),
         *damage(problems, width=width),
     ]
@@ -148,6 +150,8 @@ def _ranking(group: pd.DataFrame) -> list[Column]:
         ("rel. error", True, [_number(r["rel_l2"], ".1e") for r in lines]),
         ("TFLOP/s", True, [_number(r["tflops"], ".3g") for r in lines]),
         ("of bound", True, [_number(r["of_bound"], ".0%") for r in lines]),
+        ("launches", True, [_number(r["launch_share"], ".0%") for r in lines]),
+        ("mJ", True, [_number(r["joules_per_call"] * 1e3, ".3g") for r in lines]),
         ("waited", True, [_number(r["contention"], ".1%") for r in lines]),
     ]
 
@@ -227,6 +231,21 @@ def skips(frame: pd.DataFrame, *, width: int, reasons: int = KINDS) -> list[Rend
     for reason, count in counts[:reasons].items():
         parts.append(_counted(f"{count:,}".rjust(digits), str(reason)))
     return parts + _more(len(counts) - reasons, "reasons", "--groups")
+
+
+def remarks(frame: pd.DataFrame, *, width: int, kinds: int = KINDS) -> list[RenderableType]:
+    """What the records note about their measurement, those that differ in their numbers alone told together."""
+    notes = latest(frame)["notes"].str.split(NOTES_APART, regex=False).explode().dropna()
+    notes = notes[notes != ""]
+    if notes.empty:
+        return []
+    kind = notes.str.replace(r"[0-9][0-9.,e+-]*", "#", regex=True)
+    counts = kind.value_counts()
+    parts: list[RenderableType] = [_gap(), _line("noted", width, "bold")]
+    digits = len(f"{counts.iloc[0]:,}")
+    for text, count in counts[:kinds].items():
+        parts.append(_counted(f"{count:,}".rjust(digits), str(notes[kind == text].iloc[0])))
+    return parts + _more(len(counts) - kinds, "kinds of notes", "--groups")
 
 
 def machines(environments: Mapping[str, Environment], *, width: int) -> list[RenderableType]:

@@ -38,8 +38,8 @@ def compare(base: Timing, head: Timing) -> Delta:
 
     The intervals of the two medians, over at least MIN_ROUNDS rounds each, have no value in common; the difference is
     above the tolerance; and both still hold when each round is divided by what a fixed piece of work took beside it, so
-    that a machine that was slow for a while is not taken for slow code. Same: the whole interval lies within the
-    tolerance. All else is unclear. Raises ValueError where timer or cache differ: such times have no ratio.
+    that a machine that was slow for a while is not taken for slow code. Same: over as many rounds, the whole interval
+    lies within the tolerance. All else is unclear. Raises ValueError where timer or cache differ: then there is no ratio.
     """
     for name in _ALIKE:
         if (one := getattr(base, name)) != (other := getattr(head, name)):
@@ -74,7 +74,7 @@ def _delta(base: Timing, head: Timing, base_pace: Sequence[float], head_pace: Se
     enough = min(_rounds(base), _rounds(head)) >= MIN_ROUNDS
     if enough and abs(h - b) > tolerated and (h_low > b_high or h_high < b_low):
         verdict = "slower" if h > b else "faster"
-    elif h_high - b_low <= tolerated and b_high - h_low <= tolerated:
+    elif enough and h_high - b_low <= tolerated and b_high - h_low <= tolerated:
         verdict = "same"
     return Delta(ratio=h / b, low=low, high=high, verdict=verdict)
 

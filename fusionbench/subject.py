@@ -37,7 +37,11 @@ class Subject:
     def call(self) -> tuple[Tensor, ...]:
         """The outputs; in training the gradients of inputs and parameters, in mode step after a step."""
         outputs = self.outputs()
-        return self.gradients(outputs, self.cotangents, self.optimizer) if self.training else outputs
+        if not self.training:
+            return outputs
+        if "cotangents" not in self.__dict__:  # from these: a second pass beside them may not fit into memory
+            self.__dict__["cotangents"] = cotangents(outputs, self.inputs_dtype)
+        return self.gradients(outputs, self.cotangents, self.optimizer)
 
     def outputs(self) -> tuple[Tensor, ...]:
         result = self.module(*self.inputs.args())

@@ -57,6 +57,7 @@ def test_microseconds_on_a_short_call_are_no_finding() -> None:
 def test_processes_are_needed_and_samples_do_not_replace_them() -> None:
     few = [1.0] * (MIN_ROUNDS - 1)
     assert compare(timing(*few), timing(*(2 * ms for ms in few))).verdict == "unclear"
+    assert compare(timing(*few), timing(*few)).verdict == "unclear"
     one = timing(*[1.0] * 6, rounds=(), control_ns=())
     assert compare(one, timing(*[2.0] * 6, rounds=(), control_ns=())).verdict == "unclear"
 

@@ -324,8 +324,17 @@ def call(beside_ns: int, own_ns: int = 10_000_000) -> Call:
     return Call((torch.ones(1),), (), own_ns, beside_ns)
 
 
-def test_work_on_more_cores_than_the_suite_allows_is_found() -> None:
-    device, allowed = torch.device("cpu"), torch.get_num_threads()
+def test_core_time_of_another_threads_last_tick_is_not_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    late = call(round(2.9 * 2_200_000), own_ns=2_200_000)
+    assert honesty._elsewhere(torch.device("cpu"), late, late) is None
+    long = call(3_000_000_000, own_ns=1_000_000_000)
+    assert "on 3.0 cores" in str(honesty._elsewhere(torch.device("cpu"), long, long))
+
+
+def test_work_on_more_cores_than_the_suite_allows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, allowed = torch.device("cpu"), 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: allowed)
     two_more = call(10_000_000 * (allowed + 2))
     reason = honesty._elsewhere(device, two_more, two_more)
     assert reason == f"a call runs on {allowed + 2:.1f} cores, and the threads are set to {allowed}"

@@ -7,11 +7,13 @@ import shutil
 import pytest
 import torch
 
-from fusionbench import attention
+from fusionbench import attention, measuring
 from fusionbench.measuring import measure
+from fusionbench.meters.device import Monitor
 from fusionbench.record import decode_record, encode_record
 from fusionbench.registry import strategies
-from fusionbench.spec import Budget, Case, Dtype, Job, Mode, Shape
+from fusionbench.spec import Budget, Case, Dtype, Job, Mode, Shape, Visit
+from fusionbench.subject import Subject, build, resolve
 
 BUDGET = Budget(measure_s=0.02, warmup_s=0.0, min_samples=6, max_samples=10, rounds=1)
 # image_width 48 = 3 x 4 x 4 is a patch that `early` can take
@@ -146,3 +148,38 @@ def test_a_wrong_attention_kernel_is_caught(wrong: str, dtype: Dtype, monkeypatc
     monkeypatch.setitem(attention._IMPLS, "sdpa", MUTANTS[wrong])
     record = measure(job, BUDGET)
     assert (record.status, record.phase) == ("wrong", "accuracy")
+
+
+def subject_of(mode: Mode) -> Subject:
+    each = job("cross_attention", "eager", mode=mode)
+    backend, impl, _ = resolve(each)
+    assert impl is not None
+    return build(each, impl, backend, seed=0)
+
+
+def test_the_first_training_call_is_one_pass_forward_as_two_may_not_fit_into_memory() -> None:
+    subject, passes = subject_of("fwd_bwd"), []
+    subject.module.register_forward_hook(lambda *_: passes.append(1))
+    with torch.enable_grad():
+        subject.call()
+    assert len(passes) == 1
+
+
+def test_a_timer_that_breaks_off_leaves_no_gradients_for_the_next_call_to_add_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    subject = subject_of("fwd_bwd")
+
+    def breaks_off(call: object, *_: object, **__: object) -> None:
+        subject.leaves[0].grad = torch.ones_like(subject.leaves[0])
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(measuring.time, "measure", breaks_off)
+    sampling = measuring.Sampling(
+        Visit(job=job("cross_attention", "eager")), subject, torch.device("cpu"), Monitor("cpu"), measuring.Interrupt()
+    )
+    budget = Budget(timers=("cold", "graph"))
+    assert measuring._other_timers(sampling, budget, measuring.Phases()) == (
+        (), ("no timer 'graph': operation not permitted when stream is capturing",),
+    )  # fmt: skip
+    assert all(leaf.grad is None for leaf in subject.leaves)

@@ -63,12 +63,6 @@ def test_what_was_not_measured_is_missing_and_never_a_number() -> None:
     assert (row["status"], row["phase"], row["reason"]) == ("oom", "time", "no memory")
 
 
-def test_waiting_is_a_share_of_the_time_of_all_threads() -> None:
-    times = [replace(timing(10, 10, delay=(4, 6)), threads=threads) for threads in (1, 2)]
-    shares = frame([Record(job=job(), status="ok", time=time) for time in times], {})["contention"].tolist()
-    assert shares == [0.5, 0.25] == [contention(time) for time in times]  # a table says what the note says
-
-
 def test_no_run_delay_is_missing_and_a_run_delay_of_zero_is_zero() -> None:
     silent, quiet = timing(5, 6), timing(5, 6, delay=(0, 0))
     shares = frame([Record(job=job(), status="ok", time=t) for t in (silent, quiet)], {})["contention"]

@@ -39,7 +39,7 @@ def compare(base: Timing, head: Timing) -> Delta:
     The intervals of the two medians, over at least MIN_ROUNDS rounds each, have no value in common; the difference is
     above the tolerance; and both still hold when each round is divided by what a fixed piece of work took beside it, so
     that a machine that was slow for a while is not taken for slow code. Same: over as many rounds, the whole interval
-    lies within the tolerance. All else is unclear. Raises ValueError where timer or cache differ: then there is no ratio.
+    lies within the tolerance. All else is unclear. Raises ValueError where timer or cache differ.
     """
     for name in _ALIKE:
         if (one := getattr(base, name)) != (other := getattr(head, name)):

@@ -47,20 +47,21 @@ def show(
 
     Commands alone may be longer, so that they can be copied: print with ``crop=False``.
     """
+    newest = latest(frame)
     parts = [
-        *best(frame, width=width, groups=groups, rows=rows),
-        *failures(frame, command, width=width, groups=max(groups, KINDS)),
-        *skips(frame, width=width, reasons=max(groups, KINDS)),
-        *remarks(frame, width=width, kinds=max(groups, KINDS)),
+        *best(newest, width=width, groups=groups, rows=rows),
+        *failures(newest, command, width=width, groups=max(groups, KINDS)),
+        *skips(newest, width=width, reasons=max(groups, KINDS)),
+        *remarks(newest, width=width, kinds=max(groups, KINDS)),
         *machines(environments, width=width),
         *damage(problems, width=width),
     ]
     return Group(*parts or [Text("no records")])
 
 
-def best(frame: pd.DataFrame, *, width: int, groups: int = 12, rows: int = 12) -> list[RenderableType]:
+def best(newest: pd.DataFrame, *, width: int, groups: int = 12, rows: int = 12) -> list[RenderableType]:
     """One table per shape and condition: candidates fastest first, "≈" where the intervals overlap."""
-    ranks = ranked(latest(frame))
+    ranks = ranked(newest)
     several = ranks["environment"].nunique() > 1
     parts: list[RenderableType] = []
     for number, group in ranks[ranks["group"] < groups].groupby("group", sort=True):
@@ -192,11 +193,10 @@ def _fit(columns: list[Column], width: int) -> Table:
 
 
 def failures(
-    frame: pd.DataFrame, command: str, *, width: int, groups: int = KINDS, each: int = 20
+    newest: pd.DataFrame, command: str, *, width: int, groups: int = KINDS, each: int = 20
 ) -> list[RenderableType]:
     """Failed jobs with the same end are told together, each with the command that repeats it."""
-    failed = latest(frame)
-    failed = failed[failed["status"].isin(FAILED)]
+    failed = newest[newest["status"].isin(FAILED)]
     if failed.empty:
         return []
     parts: list[RenderableType] = [_gap(), _line(f"{len(failed):,} failed", width, "bold red")]
@@ -221,9 +221,9 @@ def _whole(command: str) -> Text:
     return Text("    " + printable(command, 2000), style="cyan", no_wrap=True, overflow="ignore")
 
 
-def skips(frame: pd.DataFrame, *, width: int, reasons: int = KINDS) -> list[RenderableType]:
+def skips(newest: pd.DataFrame, *, width: int, reasons: int = KINDS) -> list[RenderableType]:
     """Skipped jobs by reason, the most frequent first."""
-    counts = latest(frame).query("status == 'skipped'")["reason"].value_counts()
+    counts = newest.query("status == 'skipped'")["reason"].value_counts()
     if counts.empty:
         return []
     parts: list[RenderableType] = [_gap(), _line(f"{int(counts.sum()):,} skipped", width, "bold")]
@@ -233,10 +233,9 @@ def skips(frame: pd.DataFrame, *, width: int, reasons: int = KINDS) -> list[Rend
     return parts + _more(len(counts) - reasons, "reasons", "--groups")
 
 
-def remarks(frame: pd.DataFrame, *, width: int, kinds: int = KINDS) -> list[RenderableType]:
+def remarks(newest: pd.DataFrame, *, width: int, kinds: int = KINDS) -> list[RenderableType]:
     """What the records note about their measurement, those that differ in their numbers alone told together."""
-    notes = latest(frame)["notes"].str.split(NOTES_APART, regex=False).explode().dropna()
-    notes = notes[notes != ""]
+    notes = newest.loc[newest["notes"] != "", "notes"].str.split(NOTES_APART, regex=False).explode()
     if notes.empty:
         return []
     kind = notes.str.replace(r"[0-9][0-9.,e+-]*", "#", regex=True)

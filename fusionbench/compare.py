@@ -44,7 +44,7 @@ def compare(base: Timing, head: Timing) -> Delta:
     for name in _ALIKE:
         if (one := getattr(base, name)) != (other := getattr(head, name)):
             raise ValueError(f"times of unlike {name} ('{one}' and '{other}') are not compared; measure both alike")
-    plain = _delta(base, head, [1.0] * _rounds(base), [1.0] * _rounds(head))
+    plain = _delta(base, head, [1.0] * len(base.round_sizes), [1.0] * len(head.round_sizes))
     controls = base.control_ns, head.control_ns
     if plain.verdict not in ("faster", "slower") or not _usable(base) or not _usable(head):
         return plain
@@ -55,12 +55,8 @@ def compare(base: Timing, head: Timing) -> Delta:
     )  # fmt: skip
 
 
-def _rounds(timing: Timing) -> int:
-    return max(1, len(timing.rounds))
-
-
 def _usable(timing: Timing) -> bool:
-    return len(timing.control_ns) == _rounds(timing) and all(timing.control_ns)
+    return len(timing.control_ns) == len(timing.round_sizes) and all(timing.control_ns)
 
 
 def _delta(base: Timing, head: Timing, base_pace: Sequence[float], head_pace: Sequence[float]) -> Delta:
@@ -71,7 +67,7 @@ def _delta(base: Timing, head: Timing, base_pace: Sequence[float], head_pace: Se
     tolerated = max(TOLERANCE * b, FLOOR_NS.get(base.timer, FLOOR_GPU_NS))
     low, high = h_low / b_high, h_high / b_low
     verdict: Verdict = "unclear"
-    enough = min(_rounds(base), _rounds(head)) >= MIN_ROUNDS
+    enough = min(len(base.round_sizes), len(head.round_sizes)) >= MIN_ROUNDS
     if enough and abs(h - b) > tolerated and (h_low > b_high or h_high < b_low):
         verdict = "slower" if h > b else "faster"
     elif enough and h_high - b_low <= tolerated and b_high - h_low <= tolerated:
@@ -81,7 +77,7 @@ def _delta(base: Timing, head: Timing, base_pace: Sequence[float], head_pace: Se
 
 def _interval(timing: Timing, pace: Sequence[float]) -> tuple[float, float, float]:
     """Median, low and high of one call in ns, each round's samples divided by its pace."""
-    rounds = timing.rounds or (len(timing.samples_ns),)
+    rounds = timing.round_sizes
     paces = itertools.chain.from_iterable(
         itertools.repeat(each, count) for each, count in zip(pace, rounds, strict=True)
     )

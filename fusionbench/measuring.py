@@ -119,8 +119,9 @@ def _measure(visit: Visit, budget: Budget, phases: Phases, interrupt: Interrupt)
                 problem = honesty.after(job, subject, budget)
         if problem is not None:
             return Record(job=job, status="wrong", reason=problem, phase="recheck", accuracy=errors)
-        seen = seen_by(monitor.state(), job.case.device)
-        timed = Record(job=job, status="ok", time=timing, device=monitor.state(), accuracy=errors, notes=notes + seen)
+        state = monitor.state()
+        notes += seen_by(state, job.case.device)
+        timed = Record(job=job, status="ok", time=timing, device=state, accuracy=errors, notes=notes)
         return _weighed(timed, sampling, impl, budget, phases, kept) if first else timed
 
 

@@ -57,6 +57,11 @@ class Timing(Struct, frozen=True, kw_only=True, gc=False):
             raise ValueError(f"rounds of {sum(self.rounds)} samples in all hold {len(self.samples_ns)}")
 
     @property
+    def round_sizes(self) -> tuple[int, ...]:
+        """How many samples each round took, one round where none are named."""
+        return self.rounds or (len(self.samples_ns),)
+
+    @property
     def calls_ns(self) -> list[float]:
         """The time of a call in each sample: on the core where that is known, as it passed elsewhere.
 

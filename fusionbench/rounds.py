@@ -20,7 +20,7 @@ _ALIKE = ("timer", "cache", "loops", "threads")
 
 def rounds_of(record: Record) -> int:
     """How many rounds a record holds the samples of."""
-    return 0 if record.time is None else max(1, len(record.time.rounds))
+    return 0 if record.time is None else len(record.time.round_sizes)
 
 
 def wanted(record: Record, budget: Budget) -> int:
@@ -94,7 +94,7 @@ def merge(timings: Sequence[Timing]) -> Timing:
         samples_ns=tuple(chain.from_iterable(t.samples_ns for t in timings)),
         run_delay_ns=tuple(chain.from_iterable(t.run_delay_ns for t in timings)) if delayed else (),
         stop=max((t.stop for t in timings), key=_STOPS.index),
-        rounds=tuple(chain.from_iterable(t.rounds or (len(t.samples_ns),) for t in timings)),
+        rounds=tuple(chain.from_iterable(t.round_sizes for t in timings)),
         seeds=tuple(chain.from_iterable(t.seeds for t in timings)),
         control_ns=tuple(chain.from_iterable(t.control_ns for t in timings)),
         discarded=sum(t.discarded for t in timings),

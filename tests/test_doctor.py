@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import statistics
-import sys
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -19,12 +18,12 @@ import torch
 from rich.console import Console
 
 from fusionbench import diagnosis, doctor, nvml
-from fusionbench.cli import main
 from fusionbench.doctor import cuda, gpu, machine, probes, software, storage
 from fusionbench.doctor.check import Check, graded, guarded, ok
 from fusionbench.doctor.gpu import GpuFacts
 from fusionbench.errors import FusionbenchError
 from fusionbench.record import Timing
+from tests.test_cli import call as run_cli
 
 CPU0 = "sys/devices/system/cpu"
 
@@ -561,18 +560,8 @@ def test_a_device_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):  # type: ignore[no-untyped-def]
-    def called(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fusionbench", "doctor", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
     monkeypatch.chdir(tmp_path)
-    return called
+    return lambda *arguments: run_cli("doctor", *arguments, capsys=capsys, monkeypatch=monkeypatch)
 
 
 def test_this_machine_is_examined(call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def enter() -> None:
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     _let_the_server_end()
-    _die_with_the_server()
+    die_with_parent()  # the fork server
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -64,11 +64,11 @@ def _let_the_server_end() -> None:
         os.close(alive)
 
 
-def _die_with_the_server() -> None:
-    """Ask Linux to kill this process when the fork server ends, as it does when the runner is killed."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask Linux to kill this process when its parent ends; if ``parent``, or whoever it was, is gone, end now."""
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
+    if os.getppid() == 1 if parent is None else os.getppid() != parent:
         os._exit(1)

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from .. import suite
+from ..engines.family import die_with_parent
 from ..errors import FusionbenchError, printable
 from .request import (
     Answer,
@@ -114,7 +115,7 @@ def _enter(pipe: Connection, log: str, request: Request, parent: int) -> None:
     """The process's first step: leave the terminal alone, end with the parent, answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process itself
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    _end_with(parent)
+    die_with_parent(parent)
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
     sys.stdout.flush()
     os.dup2(file, 1)
@@ -122,14 +123,3 @@ def _enter(pipe: Connection, log: str, request: Request, parent: int) -> None:
     from .job import answer  # imports torch
 
     pipe.send_bytes(msgspec.json.encode(answer(request)))
-
-
-def _end_with(parent: int) -> None:
-    """Ask Linux to kill this process when its parent ends."""
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)

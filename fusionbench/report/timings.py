@@ -25,7 +25,7 @@ def timing(columns: dict[str, Any], records: Sequence[Record]) -> None:
     for name in ("threads", "loops", "discarded"):
         columns[name] = integer([getattr(t, name) if t else None for t in times])
     columns["samples"] = integer([len(t.samples_ns) if t else None for t in times])
-    columns["rounds"] = integer([len(t.rounds) or 1 if t else None for t in times])
+    columns["rounds"] = integer([len(t.round_sizes) if t else None for t in times])
     flat, counts = _per_call(times)
     found = _quantiles(flat, counts, [t.rounds if t else () for t in times])
     columns.update({name: values / 1e6 for name, values in found.items()})

@@ -252,10 +252,10 @@ def execute(
     run's folder does not take is saved elsewhere:
     UnstoredError says where."""
     with locked(launch.folder), store.Writer(launch.folder, launch.environment) as writer, _rescued(writer):
-        skips = (item for item in launch.remaining() if isinstance(item, Skip))
-        skipped = writer.append_all(_skip_record(skip, launch.environment) for skip in skips)
+        kinds: dict[tuple[str, str], Job] = {}  # a job of each device and dtype, which is what rooflines are about
+        skipped = writer.append_all(_skip_records(launch, kinds))
         ceilings = Ceilings(prober, writer.append, note, launch.budget.threads, launch.environment.id)
-        ceilings.prepare(launch.jobs())
+        ceilings.prepare(kinds.values())
         outcome = run(
             launch.jobs(),
             engine,
@@ -291,6 +291,15 @@ def _rescued(writer: store.Writer) -> Iterator[None]:
 
 def _source(job: Job) -> str:
     return backends.source(registry.get(job.strategy), backends.get(job.backend))
+
+
+def _skip_records(launch: Launch, kinds: dict[tuple[str, str], Job]) -> Iterator[Record]:
+    """A record of every skip that has none; on the same walk through the plan, ``kinds`` is filled from the jobs."""
+    for item in launch.remaining():
+        if isinstance(item, Skip):
+            yield _skip_record(item, launch.environment)
+        else:
+            kinds.setdefault((item.case.device, item.case.dtype), item)
 
 
 def _skip_record(skip: Skip, environment: Environment) -> Record:

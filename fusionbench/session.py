@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from . import device_lock, fitness, launch, present, store
+from . import device_lock, exits, fitness, launch, present, store
 from .collector import paused
 from .engines import local
 from .errors import FusionbenchError, UnfitError, printable
@@ -21,8 +21,6 @@ from .remarks import unfit
 from .runner import Outcome
 from .spec import TIMERS, Budget
 from .terminal import console, note
-
-EXIT_FAILED, EXIT_UNFIT, EXIT_NOTHING = 3, 4, 5
 
 
 def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool, strict: bool = False) -> int:
@@ -124,11 +122,11 @@ def _verdict(records: Sequence[Record], outcome: Outcome, out: Console, strict: 
     if doubtful:
         more = f", and {len(doubtful) - 1} more" if len(doubtful) > 1 else ""
         note(out, f"--strict: not measured in peace: {doubtful[0]}{more}; measure them again when it is quiet")
-        return EXIT_UNFIT
+        return exits.UNFIT
     statuses = {record.status for record in records}
     if statuses & set(FAILED) or outcome.lost:
-        return EXIT_FAILED
+        return exits.FAILED
     if "ok" not in statuses:
         note(out, "nothing was measured: every job was skipped")
-        return EXIT_NOTHING
+        return exits.NOTHING
     return 0

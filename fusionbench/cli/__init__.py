@@ -1,0 +1,84 @@
+"""The command line: parse, call, print. Everything heavy is imported by the verb that needs it."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from .. import __version__, exits
+from ..errors import FusionbenchError, printable
+from . import examining, listing, reading, running
+
+EPILOG = (
+    "Exit codes: 0 fine, 1 regression (check), 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine "
+    "is unfit (--strict), 5 nothing to measure, show or compare, 6 results damaged or not stored, 130 interrupted "
+    "(partial results are saved), 143 terminated (the same)."
+)
+
+app = typer.Typer(
+    help="Measure what it costs to fuse two modalities: strategies, attention backends, shapes and dtypes.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help needs no rich and comes 90 ms sooner
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fusionbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "list": listing.list_,
+    "plan": listing.plan,
+    "run": running.run,
+    "resume": running.resume,
+    "show": reading.show,
+    "report": reading.report,
+    "claims": examining.claims,
+    "inspect": examining.inspect,
+    "doctor": examining.doctor,
+    "profile": examining.profile,
+}
+for name, verb in VERBS.items():
+    app.command(name)(verb)
+
+
+def main() -> None:
+    """Entry point: errors that are meant for the user are one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show × still shows the rest
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+    except FusionbenchError as error:
+        typer.echo(f"fusionbench: {printable(str(error), 2000)}", err=True)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as missing:
+        typer.echo(f"fusionbench: this needs the package '{missing.name}', which is not installed here", err=True)
+        sys.exit(exits.USAGE)
+    except KeyboardInterrupt:
+        sys.exit(exits.INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has left; Python would complain at exit otherwise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        typer.echo(f"fusionbench: {printable(str(error))}", err=True)
+        sys.exit(exits.USAGE)

@@ -1,0 +1,114 @@
+"""What there is to measure: `list` names it, `plan` expands a suite to jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .. import exits
+from .options import AsJson, Limit, Only, Plugin, Scale, SuiteArgument, builtins, narrowing, print_json
+
+
+def list_(
+    what: Annotated[Literal["strategies", "backends", "suites", "presets"], typer.Argument(help="What to list.")],
+    as_json: AsJson = False,
+    plugin: Plugin = None,
+) -> None:
+    """List strategies, backends, suites or the presets of real systems."""
+    listings = {"strategies": _strategies, "backends": _backends, "suites": _suites, "presets": _presets}
+    rows = listings[what](plugin or [])
+    if as_json:
+        print_json(rows)
+        return
+    width = max(len(str(row["name"])) for row in rows)
+    for row in rows:
+        typer.echo(f"{row['name']:<{width}}  {row['summary']}")
+
+
+def _strategies(plugins: list[Path]) -> list[dict[str, Any]]:
+    from ..launch import load_plugins
+    from ..registry import strategies
+
+    load_plugins([str(path) for path in plugins])
+    return [
+        {"name": s.name, "summary": s.summary + (f" [{_assignments(s.options)}]" if s.options else ""),
+         "impls": list(s.impls), "options": dict(s.options)}
+        for s in strategies().values()
+    ]  # fmt: skip
+
+
+def _assignments(options: Any) -> str:
+    return ", ".join(f"{key}={value}" for key, value in options.items())
+
+
+def _backends(plugins: list[Path]) -> list[dict[str, Any]]:
+    from ..backends import BACKENDS
+
+    return [{"name": b.name, "summary": b.summary, "impl": b.impl} for b in BACKENDS.values()]
+
+
+def _suites(plugins: list[Path]) -> list[dict[str, Any]]:
+    from ..suite import read, shipped
+
+    suites = [read(str(path)) for path in shipped().values()]
+    return [{"name": s.name, "summary": s.question or s.title, "cases": s.count} for s in suites]
+
+
+def _presets(plugins: list[Path]) -> list[dict[str, Any]]:
+    from ..presets import encoders, parts, presets
+
+    rows = [
+        {**builtins(part), "name": label, "summary": f"{presets()[name].title}: {part.summary}",
+         "source": presets()[name].source}
+        for name in presets() for label, part in parts([name])
+    ]  # fmt: skip
+    return rows + [
+        {**builtins(e), "name": name,
+         "summary": f"an encoder, to be joined (as vit-b16+bert-base): {e.tokens} tokens of {e.width}"}
+        for name, e in encoders().items()
+    ]  # fmt: skip
+
+
+def plan(
+    suite: SuiteArgument,
+    only: Only = None,
+    scale: Scale = None,
+    limit: Limit = None,
+    plugin: Plugin = None,
+    count: Annotated[bool, typer.Option("--count", help="Print only how many cases the suite spans.")] = False,
+    head: Annotated[int, typer.Option(min=0, help="How many jobs to print; 0 for all.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show the jobs that a suite expands to, and why some are skipped."""
+    from .. import suite as suites
+
+    chosen = suites.narrow(suites.read(suite), narrowing(only, scale))
+    if count:
+        typer.echo(chosen.count)
+        return
+    from ..launch import load_plugins
+    from ..plan import Plan
+    from ..spec import Skip
+
+    load_plugins([str(path) for path in plugin or []])
+    expanded = Plan(chosen, limit)
+    expanded.check()
+    items = list(expanded)
+    jobs = [item for item in items if not isinstance(item, Skip)]
+    skips = [item for item in items if isinstance(item, Skip)]
+    if as_json:
+        print_json({
+            "suite": chosen.name,
+            "cases": chosen.count,
+            "jobs": [{"key": job.key, **builtins(job)} for job in jobs],
+            "skips": [{"key": skip.job.key, "reason": skip.reason} for skip in skips],
+        })  # fmt: skip
+        return
+    from ..progress import plan_listing
+    from ..terminal import console
+
+    console().print(plan_listing(chosen.title, jobs, skips, head or len(jobs)), soft_wrap=True)
+    if not jobs:
+        raise typer.Exit(exits.NOTHING)

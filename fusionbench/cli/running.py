@@ -1,0 +1,120 @@
+"""The verbs that measure a sweep: `run` and `resume`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import (
+    DEFAULT_RESULTS,
+    Limit,
+    Only,
+    Plugin,
+    Quiet,
+    Results,
+    RetryFailed,
+    Scale,
+    Strict,
+    SuiteArgument,
+    TimerNames,
+    WithReport,
+    narrowing,
+    timer_names,
+)
+
+
+def run(
+    suite: SuiteArgument,
+    results: Results = DEFAULT_RESULTS,
+    only: Only = None,
+    scale: Scale = None,
+    limit: Limit = None,
+    job: Annotated[str | None, typer.Option(metavar="KEY", help="Run this one job, as a new run.")] = None,
+    plugin: Plugin = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even if one can be resumed.")] = False,
+    retry_failed: RetryFailed = False,
+    measure_s: Annotated[float | None, typer.Option(help="Sampling time per job, in seconds.")] = None,
+    timeout_s: Annotated[float | None, typer.Option(help="Seconds after which a job is killed.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a job.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and inputs.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Processes that share a job's sampling time; from 6 on its interval is theirs.")
+    ] = None,
+    order_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the order of jobs; else a new one.")] = None,
+    timer: TimerNames = None,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Measure energy per call, too: a second more per job (NVML, RAPL).")
+    ] = False,
+    strict: Strict = False,
+    report: WithReport = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a suite: one record per job, saved as it comes. An unfinished run of it is resumed."""
+    from .. import suite as suites
+
+    chosen, narrowed = suites.read(suite), narrowing(only, scale)
+    suites.narrow(chosen, narrowed)  # bad values are told before torch is imported
+    from ..spec import replace_budget
+
+    budget = replace_budget(
+        chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, rounds=rounds,
+        energy_s=1.0 if energy else None, timers=timer_names(timer),
+    )  # fmt: skip
+    from ..engines import local
+
+    local.start_server()
+    from .. import launch as launches
+    from .. import session, terminal
+
+    out = terminal.console(stderr=True)
+    prepared = launches.new(
+        chosen,
+        results,
+        budget=budget,
+        only=narrowed,
+        limit=limit,
+        job=job,
+        plugins=[str(path) for path in plugin or []],
+        fresh=fresh,
+        retry_failed=retry_failed,
+        order_seed=order_seed,
+        command=sys.argv,
+        warn=lambda problem: terminal.note(out, problem),
+    )
+    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet, strict=strict))
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="The run folder to go on with.")],
+    plugin: Plugin = None,
+    retry_failed: RetryFailed = False,
+    allow_env_change: Annotated[
+        bool, typer.Option("--allow-env-change", help="Measure everything again where machine or versions changed.")
+    ] = False,
+    strict: Strict = False,
+    report: WithReport = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that was interrupted."""
+    from .. import store
+
+    store.read_manifest(run)  # a wrong path is told before torch is imported
+    from ..engines import local
+
+    local.start_server()
+    from .. import launch as launches
+    from .. import session, terminal
+
+    out = terminal.console(stderr=True)
+    plugins = [str(path) for path in plugin or []]
+    prepared = launches.resume(
+        run,
+        plugins=plugins,
+        retry_failed=retry_failed,
+        allow_env_change=allow_env_change,
+        warn=lambda problem: terminal.note(out, problem),
+    )
+    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet, strict=strict))

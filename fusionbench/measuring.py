@@ -16,6 +16,7 @@ import torch
 
 from . import backends, honesty, registry, rounds, settings
 from .device_loss import loss
+from .errors import UnknownNameError
 from .meters import control, energy, flops, memory, time
 from .meters.device import Monitor
 from .meters.device import notes as seen_by
@@ -61,28 +62,44 @@ class Sampling:
     device: torch.device
     monitor: Monitor
     interrupt: Interrupt
+    turns: time.Turns | None
 
 
-def measure(visit: Visit | Job, budget: Budget, interrupt: Interrupt | None = None) -> Record:
-    """Visit a job and return the record of this round; a failure of the job is a record, not an exception."""
+def measure(
+    visit: Visit | Job, budget: Budget, interrupt: Interrupt | None = None, turns: time.Turns | None = None
+) -> Record:
+    """Visit a job and return the record of this round; a failure of the job is a record, not an exception.
+
+    With ``turns`` another process is measured between the samples: it is they that say when, and for how long.
+    """
     visit = visit if isinstance(visit, Visit) else Visit(job=visit)
     job, phases, started, start = visit.job, Phases(), datetime.now(UTC), perf_counter()
     try:
-        found = _measure(visit, budget, phases, interrupt or Interrupt())
+        found = _measure(visit, budget, phases, interrupt or Interrupt(), turns)
     except Exception as error:
         traceback.print_exc()
         status, reason = _classify(error)
         found = Record(job=job, status=status, reason=reason, phase="" if status == "skipped" else phases.current)
     return msgspec.structs.replace(
         found,
-        source=backends.source(registry.get(job.strategy), backends.get(job.backend)),
+        source=_source(job),
         started_at=started.isoformat(timespec="milliseconds"),
         wall_s=perf_counter() - start,
         phases_s=phases.seconds,
     )
 
 
-def _measure(visit: Visit, budget: Budget, phases: Phases, interrupt: Interrupt) -> Record:
+def _source(job: Job) -> str:
+    """The hash of the job's code; empty where there is none."""
+    try:
+        return backends.source(registry.get(job.strategy), backends.get(job.backend))
+    except UnknownNameError:
+        return ""
+
+
+def _measure(
+    visit: Visit, budget: Budget, phases: Phases, interrupt: Interrupt, turns: time.Turns | None = None
+) -> Record:
     """Everything in the first round; in a later one the samples, and in one of those whether the result is right."""
     job, first = visit.job, visit.round == 0
     backend, impl, reason = resolve(job)
@@ -110,7 +127,7 @@ def _measure(visit: Visit, budget: Budget, phases: Phases, interrupt: Interrupt)
                 errors, problem = check(job, subject, budget)
             if problem is not None:
                 return Record(job=job, status="wrong", reason=problem, phase="accuracy", accuracy=errors)
-        sampling = Sampling(visit, subject, where, monitor, interrupt)
+        sampling = Sampling(visit, subject, where, monitor, interrupt, turns)
         with phases.enter("time"):
             timing = _time(sampling, rounds.share(budget, phases.seconds, visit.round), first_call_ns)
         problem = kept.changed()
@@ -131,19 +148,20 @@ def _checked_again(visit: Visit, budget: Budget) -> int:
 
 
 def _time(sampling: Sampling, budget: Budget, first_call_ns: int) -> Timing:
-    """The samples of one round, between two looks at how fast this machine is just now."""
+    """The samples of one round, between two looks at how fast this machine is just now; by turns the other process is
+    the look at the machine."""
     visit, subject, where = sampling.visit, sampling.subject, sampling.device
-    before = control.control_ns(where)
+    before = control.control_ns(where) if sampling.turns is None else 0
     timing = time.measure(
         subject.call, budget, where, lambda: sampling.interrupt.asked, first_call_ns,
-        loops=visit.loops, turn=subject.turn, monitor=sampling.monitor,
+        loops=visit.loops, turn=subject.turn, monitor=sampling.monitor, turns=sampling.turns,
     )  # fmt: skip
-    after = control.control_ns(where)
+    controls = ((before + control.control_ns(where)) // 2,) if sampling.turns is None else ()
     return msgspec.structs.replace(
         timing,
         rounds=(len(timing.samples_ns),),
         seeds=(budget.seed + visit.round,),
-        control_ns=((before + after) // 2,),
+        control_ns=controls,
     )
 
 
@@ -153,7 +171,8 @@ def _weighed(
     """The record with all that one round is enough for: the other timers, memory, FLOPs and energy."""
     job, subject, where = timed.job, sampling.subject, sampling.device
     backend = backends.get(job.backend)
-    timers, silent = _other_timers(sampling, budget, phases) if where.type == "cuda" else ((), ())
+    others = where.type == "cuda" and sampling.turns is None
+    timers, silent = _other_timers(sampling, budget, phases) if others else ((), ())
     with phases.enter("memory"):
         used, kernels, leak = memory.measure(subject.call, where, subject.resting_bytes)
     if backend.compiles and "Torch-Compiled" not in kernels:
@@ -222,6 +241,8 @@ def _classify(error: Exception) -> tuple[Status, str]:
     text = f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]
     if isinstance(error, ReferenceFailed):
         return "error", text
+    if isinstance(error, UnknownNameError):  # another revision than the one that planned the job
+        return "skipped", str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY):
         return "oom", text
     if any(words in str(error) for words in ("No available kernel", "No viable backend")):

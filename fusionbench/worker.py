@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import traceback
 from collections.abc import Sequence
@@ -13,17 +14,33 @@ import msgspec
 from . import registry
 from .measuring import Interrupt, measure
 from .meters import roofline
+from .meters.sampler import Sample
 from .record import encode_record
 from .roofline import Probe
 from .spec import Budget, Visit
+from .turns import Turn, Turns
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What the runner sends: a visit of a job, or a look at what the device can do at best."""
+    """What the runner sends: a visit of a job, alone or by turns with another process, or a look at what the device
+    can do at best."""
 
     visit: Visit | None = None
     budget: Budget = Budget()
+    turns: Turns | None = None
     probe: Probe | None = None
+
+
+class PipeTurns:
+    """Turns that the other end of the pipe gives: it is told what the last one brought, and answers whether another
+    follows."""
+
+    def __init__(self, pipe: Connection, slice_s: float) -> None:
+        self.pipe, self.slice_s = pipe, slice_s
+
+    def next(self, taken: list[Sample], loops: int) -> bool:
+        self.pipe.send_bytes(msgspec.json.encode(Turn(loops=loops, samples=tuple(taken))))
+        return msgspec.json.decode(self.pipe.recv_bytes(), type=bool)
 
 
 def serve(pipe: Connection, plugins: Sequence[str] = ()) -> None:
@@ -37,12 +54,15 @@ def serve(pipe: Connection, plugins: Sequence[str] = ()) -> None:
             request = msgspec.json.decode(pipe.recv_bytes(), type=Request)
         except EOFError:
             return
-        pipe.send_bytes(_answer(request, interrupt))
+        pipe.send_bytes(_answer(request, interrupt, pipe))
 
 
-def _answer(request: Request, interrupt: Interrupt) -> bytes:
+def _answer(request: Request, interrupt: Interrupt, pipe: Connection) -> bytes:
     if request.visit is not None:
-        return encode_record(measure(request.visit, request.budget, interrupt))
+        turns = PipeTurns(pipe, request.turns.slice_s) if request.turns else None
+        if request.turns and request.turns.cores:
+            os.sched_setaffinity(0, request.turns.cores)
+        return encode_record(measure(request.visit, request.budget, interrupt, turns))
     if request.probe is not None:
         probe = request.probe
         try:

@@ -14,10 +14,10 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 # The layers of DESIGN.md, lowest first; a package stands for all of its modules.
 LAYERS = (
     ("errors", "exits", "spec", "stats", "cost", "collector", "device_loss"),
-    ("record", "delta", "presets", "suite", "disk", "generation", "nvml"),
+    ("record", "delta", "turns", "presets", "suite", "disk", "generation", "nvml"),
     (
         *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
-        *("fitness", "device_lock", "roofline"),
+        *("fitness", "device_lock", "roofline", "paired"),
     ),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),

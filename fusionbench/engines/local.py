@@ -158,24 +158,29 @@ class Worker:
     def measure(self, visit: Visit, budget: Budget, stopping: Callable[[], bool]) -> Record:
         """The visit's record, written by the worker or, if that died or hung, by us. Raises Cancelled."""
         start, started_at = monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
-        out_of_memory = family.oom_kills()
-        try:
-            self.pipe.send_bytes(_encoder.encode({"visit": visit, "budget": budget}))
-            answer = self._await(start + budget.timeout_s, stopping)
-        except (OSError, EOFError):  # it died, perhaps in the middle of its answer
-            answer = None
-        status: Status = "crash"
+        answer = self.answer({"visit": visit, "budget": budget}, budget.timeout_s, stopping)
         if isinstance(answer, bytes):
             try:
                 return decode_record(answer)
             except msgspec.MsgspecError as error:
-                reason = f"worker sent no record: {error}"
-        elif answer == "timeout":
-            status, reason = "timeout", f"no result after {budget.timeout_s:g} s (budget timeout_s)"
-        else:
-            status, reason = self._cause_of_death(out_of_memory)
+                answer = "crash", f"worker sent no record: {error}"
+        status, reason = answer
         wall_s = monotonic() - start
         return Record(job=visit.job, status=status, reason=reason, phase="run", started_at=started_at, wall_s=wall_s)
+
+    def answer(self, message: object, timeout_s: float, stopping: Callable[[], bool]) -> bytes | tuple[Status, str]:
+        """What the worker answers, or how and why it could not. Raises Cancelled."""
+        out_of_memory = family.oom_kills()
+        try:
+            self.pipe.send_bytes(_encoder.encode(message))
+            answer = self._await(monotonic() + timeout_s, stopping)
+        except (OSError, EOFError):  # it died, perhaps in the middle of its answer
+            answer = None
+        if isinstance(answer, bytes):
+            return answer
+        if answer == "timeout":
+            return "timeout", f"no result after {timeout_s:g} s (budget timeout_s)"
+        return self._cause_of_death(out_of_memory)
 
     def _await(self, deadline: float, stopping: Callable[[], bool]) -> bytes | str | None:
         """The worker's answer; "timeout"; or None when it died."""

@@ -49,6 +49,16 @@ class Monitor(Protocol):
         """The block is kept, throttled as it was."""
 
 
+class Turns(Protocol):
+    """Who says when samples are taken: two processes that are held against each other sample by turns."""
+
+    slice_s: float
+
+    def next(self, taken: list[Sample], loops: int) -> bool:
+        """Hand over what the last turn brought and wait for the next one; False when there is no other."""
+        ...
+
+
 @dataclass(frozen=True)
 class Bounds:
     """How many samples there are to be, and how long they may take."""
@@ -79,14 +89,16 @@ def measure(
     turn: Callable[[], object] | None = None,
     monitor: Monitor | None = None,
     share: float = 1.0,
+    turns: Turns | None = None,
 ) -> Timing:
     """Time ``call`` on ``device``; ``interrupted`` is asked between samples and ends the sampling early.
 
     CPU: wall clock, cache as the call leaves it (``hot``). CUDA: by ``timer`` (None: the budget's first).
     ``loops`` calls make a sample, as in an earlier round of the job; 0: to be found out. ``share`` is the part of the
     budget's seconds and samples that this round or timer gets. ``turn`` changes the values of the inputs between blocks
-    of samples, out of the timing; ``monitor`` is asked after each block on CUDA whether to throw it away. The garbage
-    collector is off while samples are taken. Raises TimerError where this timer cannot time this call.
+    of samples, out of the timing; ``monitor`` is asked after each block on CUDA whether to throw it away. With ``turns``
+    samples are taken when these say so, and no budget ends them. The garbage collector is off while samples are taken.
+    Raises TimerError where this timer cannot time this call.
     """
     warmup_calls, call_ns = _warm_up(call, budget, device)
     least = max(min(FEWEST, budget.min_samples), math.ceil(share * budget.min_samples))
@@ -103,7 +115,10 @@ def measure(
         else:
             sampler = stack.enter_context(_wall(call, loops or _calibrate(call, call_ns)))
             monitor = None
-        taken, stop, discarded = _take(sampler, bounds, interrupted, turn, monitor)
+        if turns is not None:
+            taken, stop, discarded = _take_turns(sampler, turns, turn), "samples", 0
+        else:
+            taken, stop, discarded = _take(sampler, bounds, interrupted, turn, monitor)
     delays = [delay for _, delay in taken if delay is not None]
     return Timing(
         timer=sampler.timer,
@@ -192,6 +207,21 @@ def _take(
             turn()
             sampler.settle()
         kept, begun = len(taken), perf_counter_ns()
+
+
+def _take_turns(sampler: Sampler, turns: Turns, turn: Callable[[], object] | None) -> list[Sample]:
+    """The samples of all turns. The first call of each is not timed: the other process has had the caches."""
+    taken: list[Sample] = []
+    latest: list[Sample] = []
+    while turns.next(latest, sampler.loops):
+        if turn is not None:
+            turn()
+        sampler.settle()
+        latest, start = [], perf_counter_ns()
+        while not latest or perf_counter_ns() - start < turns.slice_s * 1e9:
+            latest += sampler.take(sampler.batch)
+        taken += latest
+    return taken
 
 
 def _on_core(taken: list[Sample]) -> list[int]:

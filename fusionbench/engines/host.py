@@ -1,0 +1,106 @@
+"""A revision of the code at work: started with that revision's Python, it measures what another process asks for.
+
+It speaks through a socket whose number is its argument: first a Hello, then an answer to every message. A Begin starts
+a worker; ``true`` gives that worker a turn and ``false`` says that there is no other. Answers are what the worker
+sends, a Turn or a Record, or the record of its death.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import msgspec
+
+from .. import __version__, registry
+from ..environment import capture
+from ..errors import FusionbenchError
+from ..record import Environment, Record, encode_record
+from ..spec import Budget, Visit
+from ..turns import Turn, Turns
+from . import local
+
+PROTOCOL = 1
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """Who answers; ``error`` is why it cannot."""
+
+    v: int = PROTOCOL
+    fusionbench: str = ""
+    environment: Environment | None = None
+    error: str = ""
+
+
+class Begin(msgspec.Struct, frozen=True, kw_only=True):
+    """Measure this visit by turns, in a process of its own."""
+
+    visit: Visit
+    budget: Budget
+    turns: Turns
+
+
+def main(arguments: list[str]) -> None:
+    """``host.py DESCRIPTOR [PLUGIN ...]``: answer until the other side closes its end."""
+    pipe = Connection(int(arguments[0]))
+    os.dup2(2, 1)  # whatever is printed belongs into the log
+    plugins = tuple(arguments[1:])
+    try:
+        for plugin in plugins:
+            registry.load_plugin(Path(plugin))
+        local.start_server()
+        pipe.send_bytes(msgspec.json.encode(Hello(fusionbench=__version__, environment=capture())))
+    except FusionbenchError as error:
+        pipe.send_bytes(msgspec.json.encode(Hello(error=str(error))))
+        return
+    _serve(pipe, plugins)
+
+
+def _serve(pipe: Connection, plugins: tuple[str, ...]) -> None:
+    while True:
+        try:
+            begin = msgspec.json.decode(pipe.recv_bytes(), type=Begin)
+            _measure(pipe, begin, plugins)
+        except (EOFError, OSError, local.Cancelled):  # whoever asked has gone
+            return
+
+
+def _measure(pipe: Connection, begin: Begin, plugins: tuple[str, ...]) -> None:
+    """One worker from its first message to its record."""
+    # Nobody sends anything while an answer is awaited, so what comes then is the end of the other side.
+    gone: Callable[[], bool] = lambda: pipe.poll(0)  # noqa: E731
+    worker = local.Worker((begin.visit.job.strategy, begin.visit.job.backend, begin.visit.job.case.device, 0), plugins)
+    message: object = begin
+    try:
+        while True:
+            answer = worker.answer(message, begin.budget.timeout_s, gone)
+            if isinstance(answer, tuple):
+                answer = encode_record(_death(begin.visit, *answer))
+            pipe.send_bytes(answer)
+            if not is_turn(answer):
+                return
+            message = msgspec.json.decode(pipe.recv_bytes(), type=bool)
+    finally:
+        worker.close()
+
+
+def is_turn(answer: bytes) -> bool:
+    """Whether an answer is a turn, after which another may follow, and not the record that ends a visit."""
+    try:
+        msgspec.json.decode(answer, type=Turn)
+    except msgspec.MsgspecError:
+        return False
+    return True
+
+
+def _death(visit: Visit, status: local.Status, reason: str) -> Record:
+    started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return Record(job=visit.job, status=status, reason=reason, phase="run", started_at=started_at)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

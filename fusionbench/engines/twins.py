@@ -1,0 +1,229 @@
+"""Two revisions held against each other: two processes of one job, alive together, that sample by turns on one core.
+
+What the machine does meanwhile it does to both: pinned to one core and ten milliseconds apart, two processes of the
+same code differ by 2 % (standard deviation); free to run on any core, by 9 % (METHODOLOGY.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from socket import socketpair
+from statistics import median
+from time import monotonic
+from typing import IO
+
+import msgspec
+
+from ..errors import FusionbenchError, printable
+from ..record import Environment, Record, decode_record
+from ..spec import Budget, Job, Visit
+from ..turns import Turn, Turns
+from .host import PROTOCOL, Begin, Hello
+from .local import Cancelled
+
+HOST = "fusionbench.engines.host"
+START_S = 300.0  # until a host has imported torch: 3 s here, minutes from a cold network disk
+SLICE_S = 0.01
+LEAST_TURNS, MOST_TURNS = 8, 16  # of each side in a round, an even number: ABBA
+LOOK_S = 0.25
+GRACE_S = 60.0  # more than a job's own timeout, which the host enforces
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One round of a job on both sides: what came back, and the medians in ns of a call, turn by turn."""
+
+    base: Record
+    head: Record
+    turns: tuple[tuple[float, float], ...] = ()  # (base, head), neighbours in time
+    loops: int = 0
+
+
+class Host:
+    """A process with the code of one revision."""
+
+    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], plugins: Sequence[str] = ()) -> None:
+        self.name = name
+        self._log: IO[bytes] = tempfile.TemporaryFile()
+        ours, theirs = socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*argv, "-m", HOST, str(theirs.fileno()), *plugins],
+                env=dict(env), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+                pass_fds=(theirs.fileno(),), start_new_session=True,  # Ctrl-C is for us alone: a turn ends in peace
+            )  # fmt: skip
+        self._pipe = Connection(ours.detach())
+        self.environment: Environment | None = None
+
+    def greeted(self, stopping: Callable[[], bool] = lambda: False) -> Environment:
+        """Wait until the code is imported; raises FusionbenchError where it is not what it should be."""
+        if self.environment is not None:
+            return self.environment
+        try:
+            hello = msgspec.json.decode(self._receive(START_S, stopping), type=Hello)
+        except (EOFError, OSError, msgspec.MsgspecError):
+            self._process.wait()
+            raise FusionbenchError(
+                f"revision '{printable(self.name)}' cannot be measured: {self._last_words()}"
+            ) from None
+        if hello.error or hello.environment is None:
+            raise FusionbenchError(f"revision '{printable(self.name)}' cannot be measured: {printable(hello.error)}")
+        if hello.v != PROTOCOL:
+            raise FusionbenchError(
+                f"revision '{printable(self.name)}' has fusionbench {printable(hello.fusionbench)}, which measures pairs "
+                f"in another way (protocol {hello.v}, here {PROTOCOL}); choose a revision that fits"
+            )
+        self.environment = hello.environment
+        return hello.environment
+
+    def ask(self, message: object, timeout_s: float, stopping: Callable[[], bool]) -> Turn | Record:
+        """A turn, or the record that ends the visit. Raises FusionbenchError where the host is gone."""
+        try:
+            self._pipe.send_bytes(msgspec.json.encode(message))
+            answer = self._receive(timeout_s + GRACE_S, stopping)
+        except (EOFError, OSError):
+            raise FusionbenchError(
+                f"the process of revision '{printable(self.name)}' has ended: {self._last_words()}"
+            ) from None
+        try:
+            return msgspec.json.decode(answer, type=Turn)
+        except msgspec.MsgspecError:
+            return decode_record(answer)
+
+    def _receive(self, timeout_s: float, stopping: Callable[[], bool]) -> bytes:
+        deadline = monotonic() + timeout_s
+        while not self._pipe.poll(LOOK_S):
+            if stopping():
+                raise Cancelled
+            if monotonic() > deadline:
+                raise FusionbenchError(f"the process of revision '{printable(self.name)}' does not answer")
+        return self._pipe.recv_bytes()
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4096))
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        if any(f"No module named {HOST}" in line or f"No module named '{HOST}" in line for line in lines):
+            return "its fusionbench is older than measuring by turns; choose a later base"
+        return printable(lines[-1]) if lines else f"exit code {self._process.poll()}"
+
+    def close(self) -> None:
+        """End the process: it sees that we are gone, and its worker dies with it."""
+        self._pipe.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+
+@dataclass(frozen=True)
+class Twins:
+    """The hosts of both sides."""
+
+    base: Host
+    head: Host
+    budget: Budget
+    stopping: Callable[[], bool]
+
+    def round(self, job: Job, number: int, loops: int = 0) -> Pair:
+        """One round: two fresh processes, turns in the order ABBA or BAAB. ``loops`` are those of the rounds before.
+
+        Raises Cancelled when the user asked to stop.
+        """
+        cores = _cores(job, self.budget.threads, number)
+        order = (self.base, self.head) if number % 2 == 0 else (self.head, self.base)
+        turns = Turns(slice_s=SLICE_S, cores=cores)
+        answers: dict[str, Turn | Record] = {}
+        for host in order:
+            begin = Begin(visit=Visit(job=job, round=number, loops=loops), budget=self.budget, turns=turns)
+            answer = answers[host.name] = host.ask(begin, self.budget.timeout_s, self.stopping)
+            loops = answer.loops if isinstance(answer, Turn) else loops
+        ready = [host for host in order if isinstance(answers[host.name], Turn)]
+        taken = self._alternate(ready) if len(ready) == 2 else {}
+        records = {host.name: self._end(host, answers[host.name], fed=len(ready) == 2) for host in order}
+        pairs = tuple(zip(taken.get(self.base.name, ()), taken.get(self.head.name, ()), strict=True))
+        return Pair(records[self.base.name], records[self.head.name], pairs, loops)
+
+    def _alternate(self, order: Sequence[Host]) -> dict[str, list[float]]:
+        """Turn by turn, the median of a call; how many turns there are follows from how long the first one took."""
+        taken: dict[str, list[float]] = {host.name: [] for host in order}
+        number, wanted = 0, LEAST_TURNS
+        while number < wanted:
+            for host in order if number % 2 == 0 else reversed(order):
+                answer = host.ask(True, self.budget.timeout_s, self.stopping)
+                if isinstance(answer, Record):  # it died in the middle
+                    return {}
+                taken[host.name].append(median(_on_core(answer, self.budget.threads)))
+                if not number:
+                    wanted = _turns(self.budget, answer)
+            number += 1
+        return taken
+
+    def _end(self, host: Host, answer: Turn | Record, *, fed: bool) -> Record:
+        """The record of a visit; where the other side failed, after the one turn that a record needs."""
+        if isinstance(answer, Record):
+            return answer
+        for message in (False,) if fed else (True, False):
+            answer = host.ask(message, self.budget.timeout_s, self.stopping)
+            if isinstance(answer, Record):
+                return answer
+        raise FusionbenchError(f"the process of revision '{printable(host.name)}' does not end its visit")
+
+
+@contextlib.contextmanager
+def started(
+    base: tuple[str, Sequence[str], Mapping[str, str], Sequence[str]],
+    head: tuple[str, Sequence[str], Mapping[str, str], Sequence[str]],
+    budget: Budget,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[Twins]:
+    """Both hosts (name, argv, environment variables, plugins), importing side by side; they end with the block."""
+    hosts: list[Host] = []
+    try:
+        for each in (base, head):
+            hosts.append(Host(*each))
+        for host in hosts:
+            host.greeted(stopping)
+        yield Twins(hosts[0], hosts[1], budget, stopping)
+    finally:
+        for host in hosts:
+            host.close()
+
+
+def _turns(budget: Budget, first: Turn) -> int:
+    """How many turns each side has: the budget's share of a round, in turns as long as the first one."""
+    turn_s = max(SLICE_S, sum(ns for ns, _ in first.samples) / 1e9)
+    wanted = budget.measure_s / budget.rounds / turn_s
+    return 2 * round(min(max(wanted, LEAST_TURNS), MOST_TURNS) / 2)
+
+
+def _on_core(turn: Turn, threads: int) -> list[float]:
+    """The time of a call in each sample; those that waited for a core are left out where others did not."""
+    alone = [ns - (waited or 0) if threads == 1 else ns for ns, waited in turn.samples]
+    undisturbed = [ns for ns, waited in turn.samples if not waited]
+    times = undisturbed if 2 * len(undisturbed) >= len(alone) else [max(ns, 1) for ns in alone]
+    return [ns / turn.loops for ns in times]
+
+
+def _cores(job: Job, threads: int, number: int) -> tuple[int, ...]:
+    """The cores that both sides of a round share, others in the next one; none where the device is a GPU."""
+    if job.case.device != "cpu" or not hasattr(os, "sched_getaffinity"):
+        return ()
+    allowed = sorted(os.sched_getaffinity(0))
+    first = number * threads % len(allowed)
+    return tuple(sorted({allowed[(first + place) % len(allowed)] for place in range(threads)}))
+
+
+def pythonpath(*roots: Path) -> dict[str, str]:
+    """This process's environment with ``roots`` in front of Python's path."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots))}

@@ -89,8 +89,9 @@ def _detectable(deviation: float, n: int) -> float:
 
 def _student(z: float, freedom: int) -> float:
     """The quantile of Student's t where the normal one is z (Abramowitz and Stegun 26.7.5; within 1 % from 5 on)."""
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    square = z * z
+    first = z * (square + 1) / 4
+    second = z * (5 * square * square + 16 * square + 3) / 96
     return z + first / freedom + second / freedom**2
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 # The layers of DESIGN.md, lowest first; a package stands for all of its modules.
 LAYERS = (
     ("errors", "exits", "spec", "stats", "cost", "collector", "device_loss"),
-    ("record", "delta", "turns", "presets", "suite", "disk", "generation", "nvml"),
+    ("record", "delta", "turns", "presets", "suite", "disk", "generation", "nvml", "revisions"),
     (
         *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
         *("fitness", "device_lock", "roofline", "paired"),
@@ -24,7 +24,7 @@ LAYERS = (
     ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
     ("measuring", "schedule", "ceilings"),
     ("worker", "runner", "engines"),
-    ("report", "export", "sealed", "launch", "inspection", "claims", "doctor", "profiling"),
+    ("report", "export", "sealed", "launch", "trial", "inspection", "claims", "doctor", "profiling"),
     ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),
     ("session", "cli", "__main__"),
 )

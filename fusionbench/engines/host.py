@@ -19,7 +19,7 @@ import msgspec
 from .. import __version__, registry
 from ..environment import capture
 from ..errors import FusionbenchError
-from ..record import Environment, Record, encode_record
+from ..record import Environment, Record, Status, encode_record
 from ..spec import Budget, Visit
 from ..turns import Turn, Turns
 from . import local
@@ -97,7 +97,7 @@ def is_turn(answer: bytes) -> bool:
     return True
 
 
-def _death(visit: Visit, status: local.Status, reason: str) -> Record:
+def _death(visit: Visit, status: Status, reason: str) -> Record:
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
     return Record(job=visit.job, status=status, reason=reason, phase="run", started_at=started_at)
 

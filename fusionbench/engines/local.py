@@ -159,12 +159,13 @@ class Worker:
         """The visit's record, written by the worker or, if that died or hung, by us. Raises Cancelled."""
         start, started_at = monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
         answer = self.answer({"visit": visit, "budget": budget}, budget.timeout_s, stopping)
-        if isinstance(answer, bytes):
+        if isinstance(answer, tuple):
+            status, reason = answer
+        else:
             try:
                 return decode_record(answer)
             except msgspec.MsgspecError as error:
-                answer = "crash", f"worker sent no record: {error}"
-        status, reason = answer
+                status, reason = "crash", f"worker sent no record: {error}"
         wall_s = monotonic() - start
         return Record(job=visit.job, status=status, reason=reason, phase="run", started_at=started_at, wall_s=wall_s)
 

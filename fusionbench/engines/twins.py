@@ -51,7 +51,7 @@ class Host:
 
     def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], plugins: Sequence[str] = ()) -> None:
         self.name = name
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         ours, theirs = socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -77,8 +77,8 @@ class Host:
             raise FusionbenchError(f"revision '{printable(self.name)}' cannot be measured: {printable(hello.error)}")
         if hello.v != PROTOCOL:
             raise FusionbenchError(
-                f"revision '{printable(self.name)}' has fusionbench {printable(hello.fusionbench)}, which measures pairs "
-                f"in another way (protocol {hello.v}, here {PROTOCOL}); choose a revision that fits"
+                f"revision '{printable(self.name)}' has fusionbench {printable(hello.fusionbench)}, which measures "
+                f"pairs in another way (protocol {hello.v}, here {PROTOCOL}); choose a later base"
             )
         self.environment = hello.environment
         return hello.environment

@@ -96,9 +96,9 @@ def measure(
     CPU: wall clock, cache as the call leaves it (``hot``). CUDA: by ``timer`` (None: the budget's first).
     ``loops`` calls make a sample, as in an earlier round of the job; 0: to be found out. ``share`` is the part of the
     budget's seconds and samples that this round or timer gets. ``turn`` changes the values of the inputs between blocks
-    of samples, out of the timing; ``monitor`` is asked after each block on CUDA whether to throw it away. With ``turns``
-    samples are taken when these say so, and no budget ends them. The garbage collector is off while samples are taken.
-    Raises TimerError where this timer cannot time this call.
+    of samples, out of the timing; ``monitor`` is asked after each block on CUDA whether to throw it away. With
+    ``turns`` samples are taken when these say so, and no budget ends them. The garbage collector is off while samples
+    are taken. Raises TimerError where this timer cannot time this call.
     """
     warmup_calls, call_ns = _warm_up(call, budget, device)
     least = max(min(FEWEST, budget.min_samples), math.ceil(share * budget.min_samples))
@@ -115,10 +115,9 @@ def measure(
         else:
             sampler = stack.enter_context(_wall(call, loops or _calibrate(call, call_ns)))
             monitor = None
-        if turns is not None:
-            taken, stop, discarded = _take_turns(sampler, turns, turn), "samples", 0
-        else:
-            taken, stop, discarded = _take(sampler, bounds, interrupted, turn, monitor)
+        taken, stop, discarded = (
+            _take(sampler, bounds, interrupted, turn, monitor) if turns is None else _take_turns(sampler, turns, turn)
+        )
     delays = [delay for _, delay in taken if delay is not None]
     return Timing(
         timer=sampler.timer,
@@ -209,8 +208,9 @@ def _take(
         kept, begun = len(taken), perf_counter_ns()
 
 
-def _take_turns(sampler: Sampler, turns: Turns, turn: Callable[[], object] | None) -> list[Sample]:
-    """The samples of all turns. The first call of each is not timed: the other process has had the caches."""
+def _take_turns(sampler: Sampler, turns: Turns, turn: Callable[[], object] | None) -> tuple[list[Sample], Stop, int]:
+    """The samples of all turns, as ``_take`` gives them. The first call of each is not timed: the other process has
+    had the caches."""
     taken: list[Sample] = []
     latest: list[Sample] = []
     while turns.next(latest, sampler.loops):
@@ -221,7 +221,7 @@ def _take_turns(sampler: Sampler, turns: Turns, turn: Callable[[], object] | Non
         while not latest or perf_counter_ns() - start < turns.slice_s * 1e9:
             latest += sampler.take(sampler.batch)
         taken += latest
-    return taken
+    return taken, "samples", 0
 
 
 def _on_core(taken: list[Sample]) -> list[int]:

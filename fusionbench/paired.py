@@ -64,7 +64,7 @@ def signed_rank_p(effects: Sequence[float]) -> float:
     sizes = sorted(range(len(effects)), key=lambda i: abs(effects[i]))
     total = sum(rank for rank, i in enumerate(sizes, 1) if effects[i] > 0)
     counts = _signed_rank_counts(len(effects))
-    return sum(counts[total:]) / 2 ** len(effects)
+    return sum(counts[total:]) / float(2 ** len(effects))
 
 
 def rejected(p_values: Mapping[str, float], rate: float = 0.05) -> set[str]:
@@ -117,7 +117,7 @@ def _interval_rank(n: int, confidence: float = 0.95) -> int:
     """The 0-based rank among the pairwise averages that bounds the interval; 0, the extremes, below 6 rounds."""
     tail, rank = 0.0, 0
     for ways in _signed_rank_counts(n):
-        tail += ways / 2**n
+        tail += ways / float(2**n)
         if tail > (1 - confidence) / 2:
             break
         rank += 1

@@ -12,13 +12,11 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import msgspec
 
-from .. import __version__, registry
+from .. import __version__
 from ..environment import capture
-from ..errors import FusionbenchError
 from ..record import Environment, Record, Status, encode_record
 from ..spec import Budget, Visit
 from ..turns import Turn, Turns
@@ -28,12 +26,11 @@ PROTOCOL = 1
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """Who answers; ``error`` is why it cannot."""
+    """Who answers."""
 
     v: int = PROTOCOL
-    fusionbench: str = ""
-    environment: Environment | None = None
-    error: str = ""
+    fusionbench: str
+    environment: Environment
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,16 +45,9 @@ def main(arguments: list[str]) -> None:
     """``host.py DESCRIPTOR [PLUGIN ...]``: answer until the other side closes its end."""
     pipe = Connection(int(arguments[0]))
     os.dup2(2, 1)  # whatever is printed belongs into the log
-    plugins = tuple(arguments[1:])
-    try:
-        for plugin in plugins:
-            registry.load_plugin(Path(plugin))
-        local.start_server()
-        pipe.send_bytes(msgspec.json.encode(Hello(fusionbench=__version__, environment=capture())))
-    except FusionbenchError as error:
-        pipe.send_bytes(msgspec.json.encode(Hello(error=str(error))))
-        return
-    _serve(pipe, plugins)
+    local.start_server()  # it imports torch; this process does not
+    pipe.send_bytes(msgspec.json.encode(Hello(fusionbench=__version__, environment=capture())))
+    _serve(pipe, tuple(arguments[1:]))
 
 
 def _serve(pipe: Connection, plugins: tuple[str, ...]) -> None:

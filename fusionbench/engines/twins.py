@@ -1,7 +1,8 @@
 """Two revisions held against each other: two processes of one job, alive together, that sample by turns on one core.
 
 What the machine does meanwhile it does to both: pinned to one core and ten milliseconds apart, two processes of the
-same code differ by 2 % (standard deviation); free to run on any core, by 9 % (METHODOLOGY.md).
+same code differ by 2 % (standard deviation); free to run on any core, by 9 % (METHODOLOGY.md). All workers of a fork
+server have its addresses, which alone make code faster or slower: every round has new servers.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from socket import socketpair
 from statistics import median
 from time import monotonic
@@ -46,26 +46,33 @@ class Pair:
     loops: int = 0
 
 
+@dataclass(frozen=True)
+class Side:
+    """How the code of one revision is started: Python and its arguments, environment variables, plugin files."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    plugins: tuple[str, ...] = ()
+
+
 class Host:
     """A process with the code of one revision."""
 
-    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], plugins: Sequence[str] = ()) -> None:
-        self.name = name
+    def __init__(self, side: Side) -> None:
+        self.name = side.name
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         ours, theirs = socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [*argv, "-m", HOST, str(theirs.fileno()), *plugins],
-                env=dict(env), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+                [*side.argv, "-m", HOST, str(theirs.fileno()), *side.plugins],
+                env=dict(side.env), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
                 pass_fds=(theirs.fileno(),), start_new_session=True,  # Ctrl-C is for us alone: a turn ends in peace
             )  # fmt: skip
         self._pipe = Connection(ours.detach())
-        self.environment: Environment | None = None
 
-    def greeted(self, stopping: Callable[[], bool] = lambda: False) -> Environment:
-        """Wait until the code is imported; raises FusionbenchError where it is not what it should be."""
-        if self.environment is not None:
-            return self.environment
+    def greeted(self, stopping: Callable[[], bool]) -> Environment:
+        """Wait until it answers; raises FusionbenchError where its code is not what it should be."""
         try:
             hello = msgspec.json.decode(self._receive(START_S, stopping), type=Hello)
         except (EOFError, OSError, msgspec.MsgspecError):
@@ -73,14 +80,11 @@ class Host:
             raise FusionbenchError(
                 f"revision '{printable(self.name)}' cannot be measured: {self._last_words()}"
             ) from None
-        if hello.error or hello.environment is None:
-            raise FusionbenchError(f"revision '{printable(self.name)}' cannot be measured: {printable(hello.error)}")
         if hello.v != PROTOCOL:
             raise FusionbenchError(
                 f"revision '{printable(self.name)}' has fusionbench {printable(hello.fusionbench)}, which measures "
                 f"pairs in another way (protocol {hello.v}, here {PROTOCOL}); choose a later base"
             )
-        self.environment = hello.environment
         return hello.environment
 
     def ask(self, message: object, timeout_s: float, stopping: Callable[[], bool]) -> Turn | Record:
@@ -126,44 +130,71 @@ class Host:
         self._log.close()
 
 
-@dataclass(frozen=True)
 class Twins:
-    """The hosts of both sides."""
+    """Both sides at work. Raises FusionbenchError where one of them cannot be measured."""
 
-    base: Host
-    head: Host
-    budget: Budget
-    stopping: Callable[[], bool]
+    def __init__(self, base: Side, head: Side, budget: Budget, stopping: Callable[[], bool] = lambda: False) -> None:
+        self.sides, self.budget, self.stopping = (base, head), budget, stopping
+        self.environments: tuple[Environment, ...] = ()  # of base and head, once they have answered
+        self._hosts: tuple[Host, ...] = ()
+        self._number = -1  # of the round that the hosts were started for
+
+    def __enter__(self) -> Twins:
+        try:
+            self._renew(0)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close()
+
+    def _renew(self, number: int) -> None:
+        """New hosts for a new round, importing side by side: 3 s."""
+        self._close()
+        for side in self.sides:
+            self._hosts += (Host(side),)
+        self.environments = tuple(host.greeted(self.stopping) for host in self._hosts)
+        self._number = number
+
+    def _close(self) -> None:
+        hosts, self._hosts = self._hosts, ()
+        for host in hosts:
+            host.close()
 
     def round(self, job: Job, number: int, loops: int = 0) -> Pair:
         """One round: two fresh processes, turns in the order ABBA or BAAB. ``loops`` are those of the rounds before.
 
         Raises Cancelled when the user asked to stop.
         """
+        if number != self._number:
+            self._renew(number)
+        base, head = self._hosts
         cores = _cores(job, self.budget.threads, number)
-        order = (self.base, self.head) if number % 2 == 0 else (self.head, self.base)
+        order = (base, head) if number % 2 == 0 else (head, base)
         turns = Turns(slice_s=SLICE_S, cores=cores)
-        answers: dict[str, Turn | Record] = {}
+        answers: dict[Host, Turn | Record] = {}
         for host in order:
             begin = Begin(visit=Visit(job=job, round=number, loops=loops), budget=self.budget, turns=turns)
-            answer = answers[host.name] = host.ask(begin, self.budget.timeout_s, self.stopping)
+            answer = answers[host] = host.ask(begin, self.budget.timeout_s, self.stopping)
             loops = answer.loops if isinstance(answer, Turn) else loops
-        ready = [host for host in order if isinstance(answers[host.name], Turn)]
+        ready = [host for host in order if isinstance(answers[host], Turn)]
         taken = self._alternate(ready) if len(ready) == 2 else {}
-        records = {host.name: self._end(host, answers[host.name], fed=len(ready) == 2) for host in order}
-        pairs = tuple(zip(taken.get(self.base.name, ()), taken.get(self.head.name, ()), strict=True))
-        return Pair(records[self.base.name], records[self.head.name], pairs, loops)
+        records = {host: self._end(host, answers[host], fed=len(ready) == 2) for host in order}
+        pairs = tuple(zip(taken.get(base, ()), taken.get(head, ()), strict=True))
+        return Pair(records[base], records[head], pairs, loops)
 
-    def _alternate(self, order: Sequence[Host]) -> dict[str, list[float]]:
+    def _alternate(self, order: Sequence[Host]) -> dict[Host, list[float]]:
         """Turn by turn, the median of a call; how many turns there are follows from how long the first one took."""
-        taken: dict[str, list[float]] = {host.name: [] for host in order}
+        taken: dict[Host, list[float]] = {host: [] for host in order}
         number, wanted = 0, LEAST_TURNS
         while number < wanted:
             for host in order if number % 2 == 0 else reversed(order):
                 answer = host.ask(True, self.budget.timeout_s, self.stopping)
                 if isinstance(answer, Record):  # it died in the middle
                     return {}
-                taken[host.name].append(median(_on_core(answer, self.budget.threads)))
+                taken[host].append(median(_on_core(answer, self.budget.threads)))
                 if not number:
                     wanted = _turns(self.budget, answer)
             number += 1
@@ -178,26 +209,6 @@ class Twins:
             if isinstance(answer, Record):
                 return answer
         raise FusionbenchError(f"the process of revision '{printable(host.name)}' does not end its visit")
-
-
-@contextlib.contextmanager
-def started(
-    base: tuple[str, Sequence[str], Mapping[str, str], Sequence[str]],
-    head: tuple[str, Sequence[str], Mapping[str, str], Sequence[str]],
-    budget: Budget,
-    stopping: Callable[[], bool] = lambda: False,
-) -> Iterator[Twins]:
-    """Both hosts (name, argv, environment variables, plugins), importing side by side; they end with the block."""
-    hosts: list[Host] = []
-    try:
-        for each in (base, head):
-            hosts.append(Host(*each))
-        for host in hosts:
-            host.greeted(stopping)
-        yield Twins(hosts[0], hosts[1], budget, stopping)
-    finally:
-        for host in hosts:
-            host.close()
 
 
 def _turns(budget: Budget, first: Turn) -> int:
@@ -222,8 +233,3 @@ def _cores(job: Job, threads: int, number: int) -> tuple[int, ...]:
     allowed = sorted(os.sched_getaffinity(0))
     first = number * threads % len(allowed)
     return tuple(sorted({allowed[(first + place) % len(allowed)] for place in range(threads)}))
-
-
-def pythonpath(*roots: Path) -> dict[str, str]:
-    """This process's environment with ``roots`` in front of Python's path."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots))}

@@ -24,7 +24,7 @@ LAYERS = (
     ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
     ("measuring", "schedule", "ceilings"),
     ("worker", "runner", "engines"),
-    ("report", "export", "sealed", "launch", "trial", "inspection", "claims", "doctor", "profiling"),
+    ("report", "export", "sealed", "launch", "trial", "pairing", "inspection", "claims", "doctor", "profiling"),
     ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),
     ("session", "cli", "__main__"),
 )
@@ -54,6 +54,7 @@ SAME_ROOM = {
     ("meters", "verify"),
     ("subject", "honesty"),
     ("verify", "honesty"),
+    ("trial", "pairing"),
     ("report", "export"),
     ("report", "sealed"),
     ("terminal", "present"),

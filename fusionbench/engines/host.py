@@ -1,6 +1,6 @@
 """A revision of the code at work: started with that revision's Python, it measures what another process asks for.
 
-It speaks through a socket whose number is its argument: first a Hello, then an answer to every message. A Begin starts
+It speaks through a socket whose number is its first argument: a Hello, then an answer to every message. A Begin starts
 a worker; ``true`` gives that worker a turn and ``false`` says that there is no other. Answers are what the worker
 sends, a Turn or a Record, or the record of its death.
 """
@@ -23,6 +23,7 @@ from ..turns import Turn, Turns
 from . import local
 
 PROTOCOL = 1
+PRELOADS = {"full": local.NURSERY, "light": local.CRADLE}
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,12 +43,12 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main(arguments: list[str]) -> None:
-    """``host.py DESCRIPTOR [PLUGIN ...]``: answer until the other side closes its end."""
-    pipe = Connection(int(arguments[0]))
+    """``host.py DESCRIPTOR PRELOAD [PLUGIN ...]``: answer until the other side closes its end."""
+    pipe, preload = Connection(int(arguments[0])), PRELOADS[arguments[1]]
     os.dup2(2, 1)  # whatever is printed belongs into the log
-    local.start_server()  # it imports torch; this process does not
+    local.start_server(preload)  # it imports torch; this process does not
     pipe.send_bytes(msgspec.json.encode(Hello(fusionbench=__version__, environment=capture())))
-    _serve(pipe, tuple(arguments[1:]))
+    _serve(pipe, tuple(arguments[2:]))
 
 
 def _serve(pipe: Connection, plugins: tuple[str, ...]) -> None:

@@ -59,13 +59,13 @@ class Side:
 class Host:
     """A process with the code of one revision."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Side, preload: str) -> None:
         self.name = side.name
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         ours, theirs = socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [*side.argv, "-m", HOST, str(theirs.fileno()), *side.plugins],
+                [*side.argv, "-m", HOST, str(theirs.fileno()), preload, *side.plugins],
                 env=dict(side.env), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
                 pass_fds=(theirs.fileno(),), start_new_session=True,  # Ctrl-C is for us alone: a turn ends in peace
             )  # fmt: skip
@@ -133,8 +133,17 @@ class Host:
 class Twins:
     """Both sides at work. Raises FusionbenchError where one of them cannot be measured."""
 
-    def __init__(self, base: Side, head: Side, budget: Budget, stopping: Callable[[], bool] = lambda: False) -> None:
-        self.sides, self.budget, self.stopping = (base, head), budget, stopping
+    def __init__(
+        self,
+        base: Side,
+        head: Side,
+        budget: Budget,
+        stopping: Callable[[], bool] = lambda: False,
+        *,
+        compiles: bool = False,
+    ) -> None:
+        """``compiles``: some of the jobs do, so that every host has the compiler ready."""
+        self.sides, self.budget, self.stopping, self.compiles = (base, head), budget, stopping, compiles
         self.environments: tuple[Environment, ...] = ()  # of base and head, once they have answered
         self._hosts: tuple[Host, ...] = ()
         self._number = -1  # of the round that the hosts were started for
@@ -151,10 +160,10 @@ class Twins:
         self._close()
 
     def _renew(self, number: int) -> None:
-        """New hosts for a new round, importing side by side: 3 s."""
+        """New hosts for a new round, importing side by side. The first round profiles, which takes more modules."""
         self._close()
         for side in self.sides:
-            self._hosts += (Host(side),)
+            self._hosts += (Host(side, "full" if number == 0 or self.compiles else "light"),)
         self.environments = tuple(host.greeted(self.stopping) for host in self._hosts)
         self._number = number
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -193,6 +194,12 @@ def test_a_thousand_jobs_take_about_a_second(chosen: Format, tmp_path: Path) -> 
     assert time.process_time() - begun < 3
 
 
+def test_only_tables_need_pandas() -> None:
+    code = "import sys, fusionbench.present, fusionbench.export.formats; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"pandas", "pyarrow", "plotly", "scipy", "torch", "rich"} & set(done.stdout.split())
+
+
 def test_of_a_job_measured_twice_the_newer_result_is_told() -> None:
     old = smoke()[3]
     new = replace(old, source="another", started_at="2027-01-01T00:00:00Z", memory=replace(old.memory, peak_bytes=7))
@@ -261,6 +268,13 @@ def test_a_damaged_run_is_exported_and_what_is_lost_told(cli, tmp_path: Path) ->
     code, out, err = cli("export", "-f", "bencher", "-o", "-")
     assert (code, len(json.loads(out)) > 20) == (6, True)
     assert "environment 'h100-a' is named by records, and no shard describes it" in err
+
+
+def test_of_many_problems_the_first_are_told(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "not_ours").write_text("no record\n" * 50)
+    code, _, err = cli("export", "not_ours", "-f", "bencher", "-o", "b.json")
+    assert (code, len(err.splitlines())) == (6, 11)
+    assert err.endswith("40 more problems; see: fusionbench show\n")
 
 
 def test_an_export_without_a_job_is_no_pass(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

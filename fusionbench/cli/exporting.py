@@ -11,6 +11,8 @@ from .. import exits
 from ..collector import paused
 from .options import DEFAULT_RESULTS, Results, RunArgument, leave_if_damaged
 
+SHOWN = 10  # problems of a damaged run
+
 
 def export(
     name: Annotated[
@@ -38,7 +40,8 @@ def export(
     with paused():
         found = present.read(run, results)
         written = formats.export(found, chosen, output)
-    for text in (*found.problems, *written.notes):
+    more = [f"{len(found.problems) - SHOWN} more problems; see: fusionbench show"] * (len(found.problems) > SHOWN)
+    for text in (*found.problems[:SHOWN], *more, *written.notes):
         note(console(stderr=True), text)
     if output != formats.STDOUT:
         typer.echo(str(output))

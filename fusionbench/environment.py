@@ -199,15 +199,17 @@ def _cpu_flags() -> tuple[str, ...]:
 
 def _checkout(root: Path) -> tuple[str, bool]:
     """Commit and dirty flag of the source checkout that this package runs from; empty for an installed package."""
-    git = shutil.which("git")
-    if git is None or not (root / ".git").exists():
+    commit = ask_git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
+    if commit is None:
         return "", False
-    commit = _git(git, root, "rev-parse", "HEAD")
-    changes = _git(git, root, "status", "--porcelain", "--", "fusionbench", "kernels")
-    return commit or "", bool(commit) and changes != ""
+    return commit, bool(commit) and ask_git(root, "status", "--porcelain", "--", "fusionbench", "kernels") != ""
 
 
-def _git(git: str, root: Path, *arguments: str) -> str | None:
+def ask_git(root: Path, *arguments: str) -> str | None:
+    """What git answers in the repository around ``root``; None where there is no git, no repository or no answer."""
+    git = shutil.which("git")
+    if git is None:
+        return None
     # Variables such as GIT_DIR, set while a hook runs, would lead to another repository.
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = [git, "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(root), *arguments]

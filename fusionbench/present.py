@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from . import store
 from .errors import FusionbenchError, StoreError
@@ -16,9 +15,6 @@ from .ledger import FILE, Ledger
 from .ledger import load as load_ledger
 from .suite import parse, shipped
 from .suite import read as read_suite
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SEALED = "records.parquet"  # all facts of a finished run in one file, for pandas, DuckDB and for keeping
 
@@ -38,25 +34,26 @@ def read(run: Path | None, results: Path) -> store.Run:
 
 def print_tables(run: store.Run, *, groups: int = 12, rows: int = 12) -> None:
     """The fastest per shape, failures, skips, environments and damage."""
+    from .export.tables import frame_of
     from .report import table
     from .terminal import console
 
     out = console()
     shown = table.show(
-        _frame(run), run.environments, run.problems, width=out.width, command=_command(run), groups=groups, rows=rows
+        frame_of(run), run.environments, run.problems, width=out.width, command=_command(run), groups=groups, rows=rows
     )
     out.print(shown, crop=False)
 
 
 def write_tables(run: store.Run, csv: Path | None, json: Path | None, parquet: Path | None) -> list[Path]:
     """The files that were asked for; returns their paths."""
-    from . import export
+    from .export import tables
 
-    found = _frame(run)
+    found = tables.frame_of(run)
     written = [
-        export.to_csv(found, csv) if csv else None,
-        export.to_json(run.records, json) if json else None,
-        export.to_parquet(found, parquet) if parquet else None,
+        tables.to_csv(found, csv) if csv else None,
+        tables.to_json(run.records, json) if json else None,
+        tables.to_parquet(found, parquet) if parquet else None,
     ]
     return [path for path in written if path is not None]
 
@@ -101,12 +98,6 @@ def seal(run: store.Run) -> Path:
     from .sealed import seal_run
 
     return seal_run(run.path, run.path / SEALED)
-
-
-def _frame(run: store.Run) -> pd.DataFrame:
-    from .report.frame import frame
-
-    return frame(run.records, run.environments, run.rooflines)
 
 
 def _command(run: store.Run) -> str:

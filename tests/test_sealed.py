@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fusionbench import sealed, store
 from fusionbench.errors import StoreError
-from fusionbench.export import to_parquet
+from fusionbench.export.tables import to_parquet
 from fusionbench.record import Accuracy, Deviation, DeviceState, Energy, Memory, Record, Timing
 from fusionbench.report.frame import frame
 from fusionbench.sealed import seal, seal_run, unseal

@@ -13,7 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from rich.console import Console
 
 from fusionbench import store, suite
-from fusionbench.export import to_csv
+from fusionbench.export.tables import to_csv
 from fusionbench.record import Record
 from fusionbench.report import page
 from fusionbench.report.frame import frame

@@ -9,7 +9,7 @@ import msgspec
 import pandas as pd
 import pytest
 
-from fusionbench.export import to_csv, to_json, to_parquet
+from fusionbench.export.tables import to_csv, to_json, to_parquet
 from fusionbench.report.frame import frame
 from tests.hostile import TEXTS, hostile_records
 from tests.synthetic import ENVIRONMENTS, records

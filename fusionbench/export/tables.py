@@ -1,4 +1,4 @@
-"""Results as files for others: CSV, JSON and Parquet tables."""
+"""Results as tables: CSV, JSON and Parquet."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from pathlib import Path
 import msgspec
 import pandas as pd
 
-from .record import Record
-from .report.files import replacing
+from ..record import Record
+from ..report.files import replacing
+from ..report.frame import frame
+from ..store import Run
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins so (OWASP, CSV injection)
+
+
+def frame_of(run: Run) -> pd.DataFrame:
+    """The flat table of a run, derived numbers included."""
+    return frame(run.records, run.environments, run.rooflines)
 
 
 def to_csv(frame: pd.DataFrame, path: Path) -> Path:

@@ -1,0 +1,178 @@
+"""Two processes that sample by turns: what comes back, what a failing side does, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from fusionbench.engines import twins
+from fusionbench.engines.local import Cancelled
+from fusionbench.engines.twins import LEAST_TURNS, MOST_TURNS, SLICE_S, Side, Twins
+from fusionbench.errors import FusionbenchError
+from fusionbench.spec import Budget, Case, Job, Shape
+from fusionbench.turns import Turn
+
+FAULTY = str(Path(__file__).with_name("faulty.py"))
+ROOT = Path(__file__).parents[1]
+SHAPE = Shape(batch=1, image=3, text=2, image_width=8, text_width=8, width=8, heads=1)
+BUDGET = Budget(measure_s=0.02, warmup_s=0.0, min_samples=6, max_samples=20, timeout_s=30, rounds=1)
+HOSTS = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+
+
+def job(strategy: str) -> Job:
+    return Job(strategy=strategy, backend="eager", case=Case(shape=SHAPE, projector="identity"))
+
+
+def side(name: str, *plugins: str, argv: tuple[str, ...] = (sys.executable,), path: str = HOSTS) -> Side:
+    return Side(name=name, argv=argv, env={**os.environ, "PYTHONPATH": path}, plugins=plugins)
+
+
+def hosts() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "fusionbench.engines.host" in process.cmdline():
+                found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Twins]:
+    """The head has strategies that the base has not."""
+    with Twins(side("base"), side("head", FAULTY), BUDGET) as found:
+        yield found
+
+
+def test_both_sides_bring_as_many_turns_and_a_whole_record(pair: Twins) -> None:
+    found = pair.round(job("film"), 0)
+    assert (found.base.status, found.head.status) == ("ok", "ok"), (found.base.reason, found.head.reason)
+    assert LEAST_TURNS <= len(found.turns) <= MOST_TURNS
+    assert len(found.turns) % 2 == 0
+    assert all(base > 0 and head > 0 for base, head in found.turns)
+    assert found.base.time is not None
+    assert found.head.time is not None
+    assert found.base.time.loops == found.head.time.loops == found.loops
+    assert found.base.memory == found.head.memory
+    assert found.base.costs == found.head.costs
+    assert found.base.source == found.head.source != ""
+
+
+def test_a_job_that_only_the_head_knows_is_skipped_by_the_base(pair: Twins) -> None:
+    found = pair.round(job("fine"), 0)
+    assert (found.base.status, found.head.status) == ("skipped", "ok")
+    assert "no strategy named 'fine'" in found.base.reason
+    assert found.turns == ()
+
+
+@pytest.mark.parametrize(("strategy", "status"), [("raises", "error"), ("segfaults", "crash"), ("leaves", "crash")])
+def test_a_side_that_fails_costs_one_job(pair: Twins, strategy: str, status: str) -> None:
+    found = pair.round(job(strategy), 0)
+    assert found.head.status == status
+    assert found.turns == ()
+    assert pair.round(job("film"), 0).head.status == "ok"
+
+
+def test_a_new_round_is_another_pair_of_hosts_and_they_end_with_the_trial() -> None:
+    others = {p.pid for p in hosts()}
+    with Twins(side("base"), side("head"), BUDGET) as both:
+        first = {p.pid for p in hosts() if p.ppid() == os.getpid()} - others
+        assert both.round(job("film"), 1, loops=7).loops == 7
+        second = {p.pid for p in hosts() if p.ppid() == os.getpid()} - first - others
+        assert len(first) == len(second) == 2
+    deadline = time.monotonic() + 20
+    while any(psutil.pid_exists(pid) for pid in first | second) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in first | second if psutil.pid_exists(pid)]
+
+
+def test_stopping_gives_up_the_round_at_once(pair: Twins) -> None:
+    asked: list[float] = []
+
+    def stopping() -> bool:
+        asked.append(time.monotonic())
+        return True
+
+    with Twins(side("base"), side("head", FAULTY), msgspec.structs.replace(BUDGET, timeout_s=60)) as both:
+        both.stopping = stopping
+        with pytest.raises(Cancelled):
+            both.round(job("hangs"), 0)
+        assert time.monotonic() - asked[0] < 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            (sys.executable, "-c", "raise SystemExit('no torch here')"),
+            "revision 'old' cannot be measured: no torch here",
+        ),
+        (("/bin/false",), "revision 'old' cannot be measured: exit code 1"),
+    ],
+)
+def test_a_revision_that_does_not_start_is_named_with_its_last_words(argv: tuple[str, ...], words: str) -> None:
+    with pytest.raises(FusionbenchError) as caught, Twins(side("old", argv=argv), side("head"), BUDGET):
+        pass
+    assert str(caught.value) == words
+
+
+def test_a_fusionbench_from_before_pairs_is_told_from_other_failures(tmp_path: Path) -> None:
+    (tmp_path / "fusionbench").mkdir()
+    (tmp_path / "fusionbench" / "__init__.py").write_text("")
+    with (
+        pytest.raises(FusionbenchError, match="its fusionbench is older than measuring by turns; choose a later base"),
+        Twins(side("old", path=str(tmp_path)), side("head"), BUDGET),
+    ):
+        pass
+
+
+def test_a_fusionbench_with_another_protocol_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "host.py"
+    script.write_text(
+        "import sys\nfrom multiprocessing.connection import Connection\n"
+        "import msgspec\nfrom fusionbench.engines.host import Hello\nfrom fusionbench.environment import capture\n"
+        "number = int(sys.argv[sys.argv.index('fusionbench.engines.host') + 1])\n"
+        "hello = Hello(v=99, fusionbench='9.0', environment=capture())\n"
+        "Connection(number).send_bytes(msgspec.json.encode(hello))\n"
+    )
+    argv = (sys.executable, str(script))
+    with (
+        pytest.raises(FusionbenchError, match=r"has fusionbench 9\.0, .*\(protocol 99, here 1\); choose a later base"),
+        Twins(side("new", argv=argv), side("head"), BUDGET),
+    ):
+        pass
+
+
+def test_how_many_turns_there_are_follows_from_how_long_one_takes() -> None:
+    budget = Budget(measure_s=0.6, rounds=6)  # 0.1 s a round
+
+    def turn(seconds: float) -> Turn:
+        return Turn(loops=1, samples=((round(seconds * 1e9), 0),))
+
+    assert twins._turns(budget, turn(SLICE_S)) == 10
+    assert twins._turns(budget, turn(5.0)) == LEAST_TURNS
+    assert twins._turns(msgspec.structs.replace(budget, measure_s=60), turn(SLICE_S)) == MOST_TURNS
+
+
+def test_samples_that_waited_for_a_core_are_left_out_where_others_did_not() -> None:
+    turn = Turn(loops=2, samples=((200, 0), (900, 700), (220, 0)))
+    assert twins._on_core(turn, 1) == [100, 110]
+    assert twins._on_core(Turn(loops=1, samples=((900, 700), (500, 300))), 1) == [200, 200]
+    assert twins._on_core(Turn(loops=1, samples=((900, 700), (500, 300))), 2) == [900, 500]
+    assert twins._on_core(Turn(loops=1, samples=((900, None),)), 1) == [900]
+
+
+def test_both_sides_of_a_round_share_their_cores_and_the_next_round_has_others() -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    seen = {twins._cores(job("film"), 1, number) for number in range(len(allowed))}
+    assert seen == {(core,) for core in allowed}
+    assert len(twins._cores(job("film"), len(allowed), 3)) == len(allowed)
+    cuda = msgspec.structs.replace(job("film"), case=msgspec.structs.replace(job("film").case, device="cuda"))
+    assert twins._cores(cuda, 1, 0) == ()

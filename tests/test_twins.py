@@ -31,7 +31,7 @@ def job(strategy: str) -> Job:
     return Job(strategy=strategy, backend="eager", case=Case(shape=SHAPE, projector="identity"))
 
 
-def side(name: str, *plugins: str, argv: tuple[str, ...] = (sys.executable,), path: str = HOSTS) -> Side:
+def side(name: str, *plugins: str, argv: tuple[str, ...] = (sys.executable, "-P"), path: str = HOSTS) -> Side:
     return Side(name=name, argv=argv, env={**os.environ, "PYTHONPATH": path}, plugins=plugins)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
+MARK = 11  # columns of a verdict with its symbol and the two before it
+
 
 def folded(text: str, width: int) -> list[str]:
     """``text`` in lines of at most ``width`` columns, broken after a space or a slash where that is possible."""
@@ -37,7 +39,8 @@ def paragraph(text: str, width: int, style: str = "dim", indent: int = 0, hang: 
 
 
 def hanging(lead: str, text: str, width: int, style: str, indent: int) -> Iterator[Text]:
-    """``lead``, in its style, and from column ``indent`` on a text on as many lines as it needs."""
+    """``lead``, its mark in ``style``, and from column ``indent`` on a text on as many lines as it needs."""
     for number, line in enumerate(folded(text, width - indent)):
-        shown = Text(lead + " " * (indent - cell_len(lead)) if number == 0 else " " * indent, style=style, no_wrap=True)
-        yield shown.append(line, style="default")
+        padding = " " * (indent - (cell_len(lead) if number == 0 else 0))
+        first = lead if number == 0 else ""
+        yield Text.assemble((first[:MARK], style), first[MARK:], padding, line, no_wrap=True)

@@ -1,0 +1,185 @@
+"""Two revisions of a real repository: what only one of them has, what became slower, what is left behind."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fusionbench import pairing, registry, suite, trial
+from fusionbench.delta import Change, Delta
+from fusionbench.errors import FusionbenchError
+from fusionbench.pairing import Outcome, Request
+from fusionbench.record import Record
+from fusionbench.spec import Budget, Job
+
+BUDGET = Budget(measure_s=0.1, warmup_s=0.0, min_samples=6, max_samples=20, timeout_s=60, rounds=1)
+
+PLUGIN = '''
+import torch
+from torch import nn
+from fusionbench.cost import Cost
+from fusionbench.registry import strategy
+
+def nothing(case, impl):
+    return Cost()
+
+@strategy("{name}", impls=("eager",), cost=nothing)
+class Mine(nn.Module):
+    """Multiply both modalities, {times} times."""
+
+    def __init__(self, case, impl):
+        super().__init__()
+
+    def forward(self, image, text, image_mask=None, text_mask=None):
+        for _ in range({times}):
+            out = torch.cat([image @ image.mT @ image, text @ text.mT @ text], dim=1)
+        return out
+'''
+
+SUITE = """
+title = "Mine"
+[[sweep]]
+strategies = [{names}]
+backends = ["eager"]
+image = [128]
+text = [64]
+image_width = [64]
+text_width = [64]
+width = [64]
+heads = [1]
+projectors = ["identity"]
+devices = ["cpu"]
+"""
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def measured(self, job: Job, stage: str, number: int, rounds: int) -> None:
+        self.stages.append(stage)
+
+    def suspected(self, jobs: int, rounds: int) -> None:
+        self.stages.append(f"{jobs} suspects")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose strategy 'mine' does its work once in the first commit and four times in the working tree."""
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry.strategies()))
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    git(repo, "init", "-q", "-b", "main")
+    (repo / "mine.py").write_text(PLUGIN.format(name="mine", times=1))
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "one")
+    (repo / "mine.py").write_text(PLUGIN.format(name="mine", times=4))
+    return repo
+
+
+def request(repo: Path, *names: str, **changes: object) -> Request:
+    text = SUITE.format(names=", ".join(f'"{name}"' for name in names))
+    for plugin in changes.get("plugins", (repo / "mine.py",)):  # type: ignore[attr-defined]
+        registry.load_plugin(plugin)
+    asked = {
+        "base": "main",
+        "suite": suite.parse(text, "mine", "mine.toml"),
+        "budget": BUDGET,
+        "where": repo,
+        "rounds": 3,
+    }
+    return Request(**({**asked, "plugins": (repo / "mine.py",)} | changes))  # type: ignore[arg-type]
+
+
+def run(asked: Request, listener: Silent | None = None) -> Outcome:
+    def changes(base: Record, head: Record, alike: bool) -> tuple[Change, ...]:
+        assert alike
+        return ()
+
+    return pairing.run(asked, changes, listener or Silent(), lambda: False)
+
+
+def by_strategy(outcome: Outcome) -> dict[str, Delta]:
+    return {delta.key.partition("/")[0]: delta for delta in outcome.comparison.deltas}
+
+
+def test_what_became_slower_is_told_and_what_did_not_is_not(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "CONFIRM_ROUNDS", 5)  # 2^-5 is below 0.05
+    monkeypatch.setattr(trial, "MOST_CONFIRM_ROUNDS", 5)
+    listener = Silent()
+    outcome = run(request(mine, "mine", "concat"), listener)
+    found = by_strategy(outcome)
+    assert found["mine"].verdict == "slower", found
+    assert found["mine"].ratio is not None
+    assert 2.5 < found["mine"].ratio < 6
+    assert found["concat"].verdict in ("same", "unclear")
+    assert listener.stages.count("screen") == 6
+    comparison = outcome.comparison
+    assert (comparison.base.name, comparison.head.name) == ("main", "working tree")
+    assert comparison.base.commit == comparison.head.commit == git(mine, "rev-parse", "HEAD").strip()
+    assert (comparison.base.dirty, comparison.head.dirty) == (False, True)
+    assert comparison.method == "paired"
+    assert git(mine, "worktree", "list").count("\n") == 1  # the checkout is gone
+
+
+def test_a_strategy_that_is_new_in_the_head_and_one_that_is_gone(mine: Path) -> None:
+    (mine / "other.py").write_text(PLUGIN.format(name="other", times=1))
+    outcome = run(request(mine, "mine", "other", rounds=1, plugins=(mine / "mine.py", mine / "other.py")))
+    assert by_strategy(outcome)["other"].verdict == "new"
+
+
+def test_one_commit_on_both_sides_is_refused(mine: Path) -> None:
+    git(mine, "checkout", "-q", "--", ".")
+    with pytest.raises(FusionbenchError, match="base 'main' and head 'working tree' are the same commit"):
+        run(request(mine, "mine"))
+
+
+def test_revisions_of_which_nothing_is_measured_are_refused(mine: Path) -> None:
+    with pytest.raises(FusionbenchError, match="both revisions would run the same code; name a plugin in it"):
+        run(request(mine, "concat", plugins=()))
+
+
+def test_a_suite_without_a_job_for_this_machine_is_refused(mine: Path) -> None:
+    with pytest.raises(FusionbenchError, match="no job that can run here"):
+        run(request(mine, "mine", only_jobs=frozenset({"none"})))
+
+
+def test_changed_requirements_are_noted_where_both_share_an_environment(mine: Path) -> None:
+    (mine / "requirements.txt").write_text("torch\n")
+    (note,) = run(request(mine, "concat", rounds=1)).comparison.notes
+    assert "requirements.txt differ between the revisions" in note
+    assert "--setup and --python" in note
+
+
+def test_jobs_named_by_another_screen_are_confirmed_in_fresh_pairs_alone(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "confirm_rounds", lambda found, suspects: 5)
+    listener = Silent()
+    asked = request(mine, "mine", "concat")
+    (key,) = (job.key for job in pairing._jobs(asked) if job.strategy == "mine")
+    asked = request(mine, "mine", "concat", only_jobs=frozenset({key}))
+    found = pairing.confirm(asked, lambda base, head, alike: (), listener, lambda: False)
+    assert set(found) == {key}
+    assert (found[key].verdict, found[key].stage, found[key].rounds) == ("slower", "confirm", 5)
+    assert set(listener.stages) == {"1 suspects", "confirm"}
+
+
+def test_the_user_may_stop_it_and_the_checkouts_are_removed(mine: Path) -> None:
+    asked: list[int] = []
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) > 30
+
+    outcome = pairing.run(request(mine, "mine", rounds=50), lambda base, head, alike: (), Silent(), stopping)
+    assert outcome.interrupted
+    assert outcome.comparison.deltas == ()
+    assert git(mine, "worktree", "list").count("\n") == 1

@@ -1,0 +1,144 @@
+"""A trial of two revisions in the terminal: what it is about to do, where it is, and what it found."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from types import FrameType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import device_lock, fitness, judge, pairing
+from .delta import GATES, Delta, Gate, Judgement
+from .engines.local import Cancelled
+from .errors import UnfitError
+from .pairing import Outcome, Request
+from .progress import brief, duration
+from .spec import Job
+from .terminal import note
+
+EVERY_S = 10.0  # between two lines where there is no terminal
+
+
+@dataclass
+class Display:
+    """A listener that draws a bar on a terminal and prints a line now and then anywhere else."""
+
+    console: Console
+    jobs: int
+    rounds: int
+    quiet: bool = False
+    done: int = 0  # rounds of all jobs
+    total: int = 0
+    stage: str = "screen"
+    begun: float = field(default_factory=monotonic)
+    last_line: float = field(default_factory=monotonic)
+    bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        self.total = self.jobs * self.rounds
+        if self.console.is_terminal and not self.quiet:
+            columns = TextColumn("{task.fields[stage]}"), BarColumn(bar_width=24), TextColumn("{task.percentage:.0f} %")
+            more = TimeElapsedColumn(), TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)
+            self.bar = Progress(*columns, *more, console=self.console, refresh_per_second=2, transient=True)
+            self.bar.add_task("starting both revisions", total=self.total, stage=self.stage, left="")
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def measured(self, job: Job, stage: str, number: int, rounds: int) -> None:
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update(
+                self.bar.task_ids[0], completed=self.done, total=self.total, left=self._left(),
+                description=brief(job, self.console.width - 60),
+            )  # fmt: skip
+        elif not self.quiet and monotonic() - self.last_line >= EVERY_S:
+            self.last_line = monotonic()
+            note(self.console, f"{stage}: {self.done} of {self.total} rounds, {self._left()}")
+
+    def suspected(self, jobs: int, rounds: int) -> None:
+        """From here on it is the second look."""
+        self.stage, self.done, self.total, self.begun = "confirm", 0, rounds, monotonic()
+        if jobs and not self.quiet:
+            note(self.console, f"{jobs} looked slower: measured again in fresh pairs, {rounds} rounds in all")
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=0, total=max(rounds, 1), stage=self.stage)
+
+    def _left(self) -> str:
+        """The time left by the pace so far."""
+        return f"about {duration((monotonic() - self.begun) / self.done * (self.total - self.done))} left"
+
+
+def execute(request: Request, gates: Sequence[Gate], out: Console, *, quiet: bool, strict: bool) -> tuple[Judgement, int]:
+    """The judgement on all jobs of the request and, where a signal ended it early, the number of that signal: then it
+    is about the jobs that were done by then."""
+    jobs = pairing.jobs(request)
+    with _prepared(request, jobs, out, quiet, strict) as (display, stopping):
+        found: Outcome = pairing.run(request, jobs, display, stopping.asked)
+    return judge.judge(found.comparison, gates or GATES), stopping.number
+
+
+def confirmation(
+    request: Callable[[str, frozenset[str]], Request], commit: str, out: Console, *, quiet: bool
+) -> Callable[[Sequence[str]], Mapping[str, Delta]]:
+    """What ``judge`` measures suspects again with: pairs of the baseline's commit and the code that is here."""
+
+    def confirm(keys: Sequence[str]) -> Mapping[str, Delta]:
+        asked = request(commit, frozenset(keys))
+        jobs = pairing.jobs(asked)
+        with _prepared(asked, jobs, out, quiet, strict=False) as (display, stopping):
+            try:
+                return pairing.confirm(asked, jobs, display, stopping.asked)
+            except Cancelled:
+                raise KeyboardInterrupt from None
+
+    return confirm
+
+
+@dataclass
+class Stopping:
+    """Whether the user asked to stop, and by which signal; the second time at once."""
+
+    out: Console
+    number: int = 0
+
+    def asked(self) -> bool:
+        return self.number != 0
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+        note(self.out, f"{signal.Signals(number).name}: stopping; what was screened to its end is shown")
+
+
+@contextlib.contextmanager
+def _prepared(
+    request: Request, jobs: Sequence[Job], out: Console, quiet: bool, strict: bool
+) -> Iterator[tuple[Display, Stopping]]:
+    """The devices are ours, their state is told, signals are heard, the bar is drawn."""
+    devices = sorted({job.case.device for job in jobs})
+    stopping = Stopping(out)
+    with device_lock.held(devices):
+        warnings = fitness.warnings(devices)
+        if strict and warnings:
+            raise UnfitError(f"--strict: {'; '.join(warnings)}")
+        for line in (*warnings, fitness.absent(devices)):
+            if line:
+                note(out, line)
+        before = {number: signal.signal(number, stopping.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with Display(out, len(jobs), request.rounds, quiet) as display:
+                yield display, stopping
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -17,8 +17,9 @@ LAYERS = (
     ("record", "delta", "presets", "suite", "disk", "generation", "nvml"),
     (
         *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
-        *("fitness", "device_lock", "roofline"),
+        *("fitness", "device_lock", "roofline", "facts"),
     ),
+    ("baseline", "comparison", "judge"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
@@ -26,7 +27,7 @@ LAYERS = (
     ("worker", "runner", "engines"),
     ("report", "export", "sealed", "launch", "inspection", "claims", "doctor", "profiling"),
     ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),
-    ("session", "cli", "__main__"),
+    ("session", "checking", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Rooms whose files build on each other, in this order where it matters; elsewhere a file may use any sibling.
@@ -58,7 +59,10 @@ SAME_ROOM = {
     ("report", "sealed"),
     ("terminal", "present"),
     ("progress", "findings"),
+    ("baseline", "comparison"),
+    ("session", "checking"),
     ("session", "cli"),
+    ("checking", "cli"),
     ("cli", "__main__"),
     ("errors", "spec"),
     ("rounds", "store"),

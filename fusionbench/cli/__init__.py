@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__, exits
 from ..errors import FusionbenchError, printable
-from . import examining, listing, reading, running
+from . import comparing, examining, listing, reading, running
 
 EPILOG = (
     "Exit codes: 0 fine, 1 regression (check), 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine "
@@ -52,6 +52,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "resume": running.resume,
     "show": reading.show,
     "report": reading.report,
+    "compare": comparing.compare,
+    "check": comparing.check,
     "claims": examining.claims,
     "inspect": examining.inspect,
     "doctor": examining.doctor,
@@ -59,6 +61,7 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 for name, verb in VERBS.items():
     app.command(name)(verb)
+app.add_typer(comparing.baseline, name="baseline")
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ LAYERS = (
     ("measuring", "schedule", "ceilings"),
     ("worker", "runner", "engines"),
     ("report", "export", "sealed", "launch", "inspection", "claims", "doctor", "profiling"),
-    ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),
+    ("terminal", "progress", "present", "findings", "diagnosis", "breakdown", "summary"),
     ("session", "checking", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

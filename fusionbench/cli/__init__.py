@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__, exits
 from ..errors import FusionbenchError, printable
-from . import comparing, examining, listing, reading, running
+from . import comparing, examining, listing, reading, running, summarizing
 
 EPILOG = (
     "Exit codes: 0 fine, 1 regression (check), 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine "
@@ -54,6 +54,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "report": reading.report,
     "compare": comparing.compare,
     "check": comparing.check,
+    "summarize": summarizing.summarize,
     "claims": examining.claims,
     "inspect": examining.inspect,
     "doctor": examining.doctor,

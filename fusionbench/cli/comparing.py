@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -50,10 +49,16 @@ def compare(
     """Compare two measurements job by job, in times and facts; judge nothing."""
     _refuse_folders(json, markdown)
     from .. import checking, comparison
+    from ..summary import as_json
+    from ..summary import markdown as in_markdown
 
     with paused():
         found = comparison.of(checking.side(base), checking.side(head), (str(base), str(head)))
-    _show(found, None, everything, json, markdown)
+    _print(found, None, everything)
+    if json:
+        _write(json, as_json.encode(found))
+    if markdown:
+        _write(markdown, in_markdown.full(found).encode())
     if all(delta.verdict in ("new", "missing") for delta in found.deltas):
         typer.echo("fusionbench: the two have no job in common", err=True)
         raise typer.Exit(exits.NOTHING)
@@ -103,6 +108,7 @@ def check(
     asked = _gates(gates)
     _refuse_folders(json, markdown, junit, comment)
     from .. import checking
+    from ..summary import files
     from ..terminal import console
 
     found = checking.baselines(baselines or ())
@@ -114,8 +120,8 @@ def check(
         quiet=quiet,
     )
     judged = checking.judged(found, run, asked, how, console(stderr=True))
-    _show(judged.comparison, judged, everything, json, markdown)
-    _publish(judged, junit, comment, github)
+    _print(judged.comparison, judged, everything)
+    files.write(judged, json=json, markdown=markdown, junit=junit, comment=comment, github=github)
     raise typer.Exit(judged.exit_code)
 
 
@@ -167,37 +173,12 @@ def _refuse_folders(*paths: Path | None) -> None:
             raise StoreError(f"cannot write '{printable(str(path))}': it is a folder; name the file in it")
 
 
-def _show(
-    found: Comparison, judgement: Judgement | None, everything: bool, json: Path | None, markdown: Path | None
-) -> None:
+def _print(found: Comparison, judgement: Judgement | None, everything: bool) -> None:
+    from ..summary import terminal
     from ..terminal import console
 
     out = console()
-    out.print(_summary("terminal").show(found, judgement, out.width, everything), crop=False)
-    if json:
-        _write(json, _summary("as_json").encode(judgement or found))
-    if markdown:
-        _write(markdown, _summary("markdown").full(found, judgement).encode())
-
-
-def _publish(judgement: Judgement, junit: Path | None, comment: Path | None, github: bool) -> None:
-    if junit:
-        _write(junit, _summary("junit").junit(judgement.comparison, judgement))
-    if comment:
-        _write(comment, _summary("markdown").comment(judgement).encode())
-    if not github:
-        return
-    for line in _summary("github").annotations(judgement):
-        typer.echo(line)
-    if place := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(place).open("a", encoding="utf-8") as file:
-            file.write(_summary("markdown").step_summary(judgement))
-
-
-def _summary(room: str) -> Any:
-    from importlib import import_module
-
-    return import_module(f"fusionbench.summary.{room}")
+    out.print(terminal.show(found, judgement, out.width, everything), crop=False)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,0 +1,1 @@
+"""How a comparison and its judgement are shown: terminal, markdown, JUnit, GitHub annotations, JSON."""

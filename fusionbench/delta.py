@@ -15,6 +15,11 @@ VERSION = 1  # of a comparison as JSON; a reader refuses a newer one
 Text = Annotated[str, Meta(max_length=10_000)]
 
 
+def jobs(count: int) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{count:,} job{'s' if count != 1 else ''}"
+
+
 class Change(Struct, frozen=True, kw_only=True, gc=False):
     """A fact that no noise moves and that is not what it was; ``worse`` fails the deterministic gate."""
 
@@ -43,6 +48,7 @@ class Delta(Struct, frozen=True, kw_only=True, gc=False):
     stage: Literal["", "screen", "confirm"] = ""  # which data the verdict of a paired measurement rests on
     p: float | None = None  # of the confirm stage: how often chance alone slows as much
     reason: Text = ""
+    facts: int = 0  # how many were compared
     changes: tuple[Change, ...] = ()
 
 
@@ -78,7 +84,7 @@ class Ruling(Struct, frozen=True, kw_only=True, gc=False):
     gate: Gate
     outcome: Literal["passed", "failed", "not judged"]
     judged: int = 0
-    reason: Text = ""  # why it was not judged
+    reason: Text = ""  # why it was not judged; of kernels, whose
     failures: tuple[tuple[Text, Text], ...] = ()  # key of the job (or name of the kernel), and what is worse
 
 

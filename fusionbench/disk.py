@@ -25,6 +25,8 @@ REMEDIES = {
     errno.ENOTDIR: "choose a folder, not a file",
     errno.EEXIST: "nothing is overwritten, choose another folder",
     errno.ENOENT: "was the folder removed?",
+    errno.EFBIG: "is it the right file?",
+    errno.ELOOP: "give the file itself, no link to it",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 

@@ -30,16 +30,20 @@ FLAGS = {"avx2", "avx512f", *ARM_FLAGS, *(flag for flags in NATIVE.values() for 
 # CUDA compute capability from which a dtype has instructions of its own.
 CAPABILITY: dict[str, tuple[int, int]] = {"bf16": (8, 0), "tf32": (8, 0), "int8": (6, 1), "fp16": (5, 3)}
 
+MACHINE = "FUSIONBENCH_MACHINE"  # a name for this machine where the host's says nothing, as in a container
 SECONDS = 5.0  # for git, which can hang on a network disk
 
 
 def capture(machine: str | None = None) -> Environment:
-    """The environment of this process. Imports no torch, needs no GPU, no driver and no git."""
+    """The environment of this process. Imports no torch, needs no GPU, no driver and no git.
+
+    ``machine`` names it; without one the variable FUSIONBENCH_MACHINE does, and else the host.
+    """
     gpu = nvml.facts()
     commit, dirty = _checkout(Path(__file__).parents[1])
     environment = Environment(
         id="",
-        machine=machine or platform.node() or "unnamed",
+        machine=machine or os.environ.get(MACHINE) or platform.node() or "unnamed",
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         torch=_version("torch"),

@@ -4,6 +4,7 @@ FusionbenchError            exit code 2 unless said otherwise
 ├── SuiteError              a suite file or a command-line value is wrong
 ├── UnknownNameError             a name nobody registered; the message holds the nearest one
 ├── MissingModalityError         a strategy was given None for a modality that it cannot do without
+├── NothingError                 there is nothing to compare (exit code 5)
 ├── UnfitError                   the machine is not fit to measure (exit code 4)
 ├── DeviceLostError              a GPU is gone (exit code 3: its jobs fail, others go on)
 └── StoreError              a results folder cannot be read or written (exit code 6 when damaged)
@@ -36,6 +37,12 @@ class UnknownNameError(FusionbenchError):
 
 class MissingModalityError(FusionbenchError):
     """A strategy was called without a modality that it needs."""
+
+
+class NothingError(FusionbenchError):
+    """There is nothing to compare, which is no pass."""
+
+    exit_code = 5
 
 
 class UnfitError(FusionbenchError):

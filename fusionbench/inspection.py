@@ -38,7 +38,7 @@ class Inspected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def key(self) -> str:
-        return f"{self.kernel}/{self.arch}/{bounds(self.where)}"
+        return _key(self.kernel, self.arch, self.where)
 
 
 class Inspection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,6 +60,18 @@ def planned(arches: Sequence[str] = (), kernels: Sequence[str] = ()) -> list[Any
     return static.shipped(tuple(arches), tuple(kernels))
 
 
+def among(rows: list[Any], base: Inspection) -> list[Any]:
+    """Those of the rows that ``base`` has a profile of."""
+    from fusionbench_kernels import table
+
+    known = {profile.key for profile in base.profiles}
+    return [
+        (arch, kernel, index)
+        for arch, kernel, index in rows
+        if _key(kernel, arch, table.rows(arch)[kernel][index][0]) in known
+    ]
+
+
 def inspect(rows: list[Any]) -> Iterator[Inspected]:
     """Compile these configurations; two seconds each on one core, all cores are used."""
     from fusionbench_kernels import static
@@ -71,6 +83,10 @@ def inspect(rows: list[Any]) -> Iterator[Inspected]:
 def inspection(profiles: list[Inspected]) -> Inspection:
     """The profiles with the compiler they are true for."""
     return Inspection(version("triton"), profiles)
+
+
+def _key(kernel: str, arch: str, where: Mapping[str, int]) -> str:
+    return f"{kernel}/{arch}/{bounds(where)}"
 
 
 def _known(what: str, given: Sequence[str], known: Iterable[str]) -> None:

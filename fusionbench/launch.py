@@ -113,6 +113,7 @@ def new(
     retry_failed: bool = False,
     order_seed: int | None = None,
     command: Sequence[str] = (),
+    machine: str | None = None,
     warn: Callable[[str], object],
 ) -> Launch:
     """A launch of ``chosen`` (not yet narrowed). An unfinished run of the same suite, narrowing and budget, made in
@@ -123,7 +124,7 @@ def new(
     plugins = [str(Path(plugin).resolve()) for plugin in plugins]
     plan = _plan(chosen, only, limit, job)
     asked = {**only, **({JOB: [job]} if job else {})}
-    environment = capture()
+    environment = capture(machine)
     if not fresh and not job:
         found = store.latest(results, chosen.hash, asked, limit, budget=budget, retry_failed=retry_failed, ignored=warn)
         earlier = None if found is None else store.read(found)

@@ -176,10 +176,10 @@ def _weighed(
     others = where.type == "cuda" and sampling.turns is None
     timers, silent = _other_timers(sampling, budget, phases) if others else ((), ())
     with phases.enter("memory"):
-        used, kernels, leak = memory.measure(subject.call, where, subject.resting_bytes)
-    if backend.compiles and "Torch-Compiled" not in kernels:
+        used = memory.measure(subject.call, where, subject.resting_bytes)
+    if backend.compiles and "Torch-Compiled" not in used.kernels:
         raise RuntimeError(f"backend '{backend.name}' ran without compiling")
-    if backend.impl.startswith("triton") and not any(name.startswith("triton:") for name in kernels):
+    if backend.impl.startswith("triton") and not any(name.startswith("triton:") for name in used.kernels):
         return Record(job=job, status="skipped", reason="fusionbench_kernels has no kernel for this device")
     with phases.enter("flops"):
         counted = None if backend.compiles else flops.count_flops(subject.call).flops
@@ -194,11 +194,12 @@ def _weighed(
     return msgspec.structs.replace(
         timed,
         timers=timers,
-        memory=used,
+        memory=used.memory,
         energy=drawn,
         costs=costs,
-        kernels=kernels,
-        notes=timed.notes + silent + leak + kept.notes() + ((note,) if differs else ()),
+        kernels=used.kernels,
+        launches=used.launches,
+        notes=timed.notes + silent + used.notes + kept.notes() + ((note,) if differs else ()),
     )
 
 

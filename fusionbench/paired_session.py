@@ -44,7 +44,11 @@ class Display:
         self.total = self.jobs * self.rounds
         if self.console.is_terminal and not self.quiet:
             columns = TextColumn("{task.fields[stage]}"), BarColumn(bar_width=24), TextColumn("{task.percentage:.0f} %")
-            more = TimeElapsedColumn(), TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)
+            more = (
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.description}", markup=False),
+            )
             self.bar = Progress(*columns, *more, console=self.console, refresh_per_second=2, transient=True)
             self.bar.add_task("starting both revisions", total=self.total, stage=self.stage, left="")
             self.bar.start()
@@ -78,7 +82,9 @@ class Display:
         return f"about {duration((monotonic() - self.begun) / self.done * (self.total - self.done))} left"
 
 
-def execute(request: Request, gates: Sequence[Gate], out: Console, *, quiet: bool, strict: bool) -> tuple[Judgement, int]:
+def execute(
+    request: Request, gates: Sequence[Gate], out: Console, *, quiet: bool, strict: bool
+) -> tuple[Judgement, int]:
     """The judgement on all jobs of the request and, where a signal ended it early, the number of that signal: then it
     is about the jobs that were done by then."""
     jobs = pairing.jobs(request)

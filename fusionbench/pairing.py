@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from . import backends
+from . import backends, facts
 from .delta import Change, Comparison, Delta
 from .delta import Side as SideOf
 from .engines.twins import Side, Twins
@@ -30,8 +30,6 @@ from .revisions import (
 from .spec import Budget, Job
 from .suite import Suite
 from .trial import SCREEN_ROUNDS, Listener, Trial
-
-Changes = Callable[[Record, Record, bool], tuple[Change, ...]]  # of base and head; whether both have one toolchain
 
 
 @dataclass(frozen=True)
@@ -73,24 +71,24 @@ class Ready:
     notes: tuple[str, ...] = field(default=())
 
 
-def run(request: Request, changes: Changes, listener: Listener, stopping: Callable[[], bool]) -> Outcome:
-    """Measure all jobs of the suite on both sides, screen and confirm.
+def run(request: Request, jobs: Sequence[Job], listener: Listener, stopping: Callable[[], bool]) -> Outcome:
+    """Measure these jobs on both sides, screen and confirm.
 
-    Raises FusionbenchError for revisions, setups and suites that are not there or do not work.
+    Raises FusionbenchError for revisions and setups that are not there or do not work.
     """
-    jobs = _jobs(request)
     with _ready(request) as ready, _twins(request, ready, jobs, stopping) as twins:
         base, head = twins.environments
-        trial = _trial(request, twins, changes, listener)
+        trial = _trial(request, twins, listener)
         deltas = trial.run(jobs, request.seed)
         return Outcome(_comparison(request, ready, base, head, deltas), trial.interrupted)
 
 
-def confirm(request: Request, changes: Changes, listener: Listener, stopping: Callable[[], bool]) -> dict[str, Delta]:
-    """The deltas of ``request.only_jobs`` from fresh pairs alone: somebody else's screen has named them."""
-    jobs = _jobs(request)
+def confirm(
+    request: Request, jobs: Sequence[Job], listener: Listener, stopping: Callable[[], bool]
+) -> dict[str, Delta]:
+    """The deltas of these jobs from fresh pairs alone: somebody else's screen has named them."""
     with _ready(request) as ready, _twins(request, ready, jobs, stopping) as twins:
-        trial = _trial(request, twins, changes, listener)
+        trial = _trial(request, twins, listener)
         trial.confirm(jobs, request.seed)
         return {delta.key: delta for delta in trial.deltas()}
 
@@ -100,21 +98,25 @@ def _twins(request: Request, ready: Ready, jobs: Sequence[Job], stopping: Callab
     return Twins(ready.base[1], ready.head[1], request.budget, stopping, compiles=compiles)
 
 
-def _trial(request: Request, twins: Twins, changes: Changes, listener: Listener) -> Trial:
-    base, head = twins.environments
-    alike = not differences(base, head)
-    return Trial(twins.round, listener, lambda b, h: changes(b, h, alike), rounds=request.rounds)
+def _trial(request: Request, twins: Twins, listener: Listener) -> Trial:
+    def compared(base: Record, head: Record) -> tuple[int, tuple[Change, ...]]:
+        alike = not facts.unlike(*twins.environments, base.job.case.device)
+        before, after = facts.of(base), facts.of(head)
+        return len(facts.compared(before, after, alike=alike)), facts.changes(before, after, alike=alike)
+
+    return Trial(twins.round, listener, compared, rounds=request.rounds)
 
 
-def _jobs(request: Request) -> list[Job]:
+def jobs(request: Request) -> list[Job]:
+    """What is to be measured; raises FusionbenchError where there is nothing."""
     plan = Plan(request.suite, request.limit)
     plan.check()
-    jobs = [item for item in plan if isinstance(item, Job)]
+    found = [item for item in plan if isinstance(item, Job)]
     if request.only_jobs is not None:
-        jobs = [job for job in jobs if job.key in request.only_jobs]
-    if not jobs:
+        found = [job for job in found if job.key in request.only_jobs]
+    if not found:
         raise FusionbenchError(f"suite '{request.suite.name}' has no job that can run here (see: fusionbench plan)")
-    return jobs
+    return found
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from .spec import Dtype, Job, Timer
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
-VERSION = 2  # of the wire format; a reader refuses a newer one
+VERSION = 3  # of the wire format; a reader refuses a newer one
 
 Status = Literal["ok", "skipped", "wrong", "error", "oom", "crash", "timeout"]
 Stop = Literal["precise", "budget", "samples", "interrupted"]
@@ -163,6 +163,7 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
     accuracy: Accuracy | None = None
     costs: Costs | None = None
     kernels: tuple[str, ...] = ()  # names of the attention and int8 ops that really ran
+    launches: Natural | None = None  # of one call: kernels, copies and fills on CUDA; on the CPU ops that call no other
     notes: tuple[str, ...] = ()
     source: str = ""  # hash of the code that was measured
     environment: str = ""  # id of the Environment

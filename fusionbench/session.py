@@ -28,7 +28,7 @@ def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool,
     something speaks against it beforehand. Raises UnfitError where another run measures one of its GPUs."""
     resume = f"everything finished is saved. Go on with: {_resume(prepared)}"
     try:
-        outcome = _measure(prepared, out, quiet, strict)
+        outcome = measure(prepared, out, quiet=quiet, strict=strict)
     except KeyboardInterrupt:  # before the first job, or between two steps
         note(out, f"interrupted; {resume}")
         return 128 + signal.SIGINT
@@ -43,7 +43,8 @@ def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool,
     return _verdict(finished.records, outcome, out, strict)
 
 
-def _measure(prepared: launch.Launch, out: Console, quiet: bool, strict: bool) -> Outcome:
+def measure(prepared: launch.Launch, out: Console, *, quiet: bool, strict: bool = False) -> Outcome:
+    """Measure what was prepared, with its plan and its progress on ``out``; raises UnfitError as ``execute`` does."""
     outline = _outline(prepared)
     if not quiet:
         out.print(outline_box(outline))

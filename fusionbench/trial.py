@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from .compare import FLOOR_GPU_NS, FLOOR_NS, TOLERANCE
 from .delta import Change, Delta, Verdict
 from .engines.local import Cancelled
@@ -74,11 +76,11 @@ class Found:
 
 @dataclass
 class Trial:
-    """The jobs measured so far. ``changes`` tells the facts that differ between two records."""
+    """The jobs measured so far. ``compared`` tells how many facts two records have in common, and which differ."""
 
     measure: Measure
     listener: Listener
-    changes: Callable[[Record, Record], tuple[Change, ...]] = lambda base, head: ()
+    compared: Callable[[Record, Record], tuple[int, tuple[Change, ...]]] = lambda base, head: (0, ())
     rounds: int = SCREEN_ROUNDS
     screened: dict[str, Found] = field(default_factory=dict)
     confirmed: dict[str, Found] = field(default_factory=dict)
@@ -131,10 +133,10 @@ class Trial:
     def _delta(self, key: str, again: Estimate | None, sure: bool) -> Delta:
         found = self.confirmed.get(key) or self.screened[key]
         first = self.screened.get(key, found)
-        changes = self._changes(first)
+        facts, changes = self._facts(first)
         settled = found.settled or first.settled
         if settled is not None:
-            return _with(settled, changes)
+            return replace(settled, facts=facts, changes=changes)
         each = again or estimate(found.effects)
         base_ns, head_ns = median(found.base_ns), median(found.head_ns)
         verdict = judged(each, base_ns, found.job, confirmed=again is not None, sure=sure)
@@ -146,14 +148,15 @@ class Trial:
         return Delta(
             key=key, verdict=verdict, base_ns=base_ns, head_ns=head_ns, ratio=each.ratio, low=each.low, high=each.high,
             detectable=each.detectable if math.isfinite(each.detectable) else None, rounds=each.rounds,
-            stage="confirm" if again else "screen", p=each.p if again else None, reason=reason, changes=changes,
+            stage="confirm" if again else "screen", p=each.p if again else None, reason=reason, facts=facts,
+            changes=changes,
         )  # fmt: skip
 
-    def _changes(self, found: Found) -> tuple[Change, ...]:
+    def _facts(self, found: Found) -> tuple[int, tuple[Change, ...]]:
         base, head = found.base, found.head
         if base is None or head is None or not base.status == head.status == "ok":
-            return ()
-        return self.changes(base, head)
+            return 0, ()
+        return self.compared(base, head)
 
 
 def suspect(found: Found) -> bool:
@@ -191,10 +194,6 @@ def judged(each: Estimate, base_ns: float, job: Job, *, confirmed: bool, sure: b
 
 def _fresh(screened: Found | None, job: Job) -> Found:
     return Found(job) if screened is None else screened.fresh()
-
-
-def _with(delta: Delta, changes: tuple[Change, ...]) -> Delta:
-    return Delta(key=delta.key, verdict=delta.verdict, reason=delta.reason, changes=changes)
 
 
 _SETTLED: Mapping[tuple[str, str], Verdict] = {

@@ -41,8 +41,15 @@ def test_capture_fills_every_fact_of_this_machine(here: Environment) -> None:
     assert all([here.system, here.python, here.torch, here.cpu, here.fusionbench])
 
 
-def test_capture_names_the_host_unless_told_otherwise() -> None:
-    assert capture().machine
+def test_capture_names_the_host_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FUSIONBENCH_MACHINE", raising=False)
+    monkeypatch.setattr("platform.node", lambda: "the-host")
+    assert capture().machine == "the-host"
+    monkeypatch.setenv("FUSIONBENCH_MACHINE", "ci")
+    assert capture().machine == "ci"
+    assert capture("given").machine == "given"
+    monkeypatch.setenv("FUSIONBENCH_MACHINE", "")
+    assert capture().machine == "the-host"
 
 
 def test_capture_does_not_import_torch() -> None:

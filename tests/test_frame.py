@@ -40,6 +40,7 @@ def test_a_row_holds_medians_per_call_and_what_follows_from_them() -> None:
         accuracy=Accuracy(reference="fp64", samples=2, output=error, yardstick=error),
         costs=Costs(flops=2_000_000_000, params=1, min_bytes=2, activation_bytes=3),
         kernels=("aten::a", "aten::b"),
+        launches=7,
         environment="h100-a",
     )
     row = frame([record], ENVIRONMENTS).iloc[0]
@@ -52,6 +53,7 @@ def test_a_row_holds_medians_per_call_and_what_follows_from_them() -> None:
     assert row["tflops"] == pytest.approx(4 / 3)
     assert (row["rel_l2"], row["yardstick_rel_l2"]) == (1e-3, 1e-3)
     assert row["kernels"] == "aten::a; aten::b"
+    assert row["launches"] == 7
     assert (row["machine"], row["hardware"]) == ("gpu-node-07", "Intel Xeon Platinum 8481C")
     assert row[["mean_abs", "grad_rel_l2", "counted_flops", "joules_per_call"]].isna().all()
 

@@ -17,8 +17,9 @@ LAYERS = (
     ("record", "delta", "turns", "presets", "suite", "disk", "generation", "nvml", "revisions"),
     (
         *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
-        *("fitness", "device_lock", "roofline", "paired"),
+        *("fitness", "device_lock", "roofline", "paired", "facts"),
     ),
+    ("baseline", "comparison", "judge"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
@@ -26,7 +27,7 @@ LAYERS = (
     ("worker", "runner", "engines"),
     ("report", "export", "sealed", "launch", "trial", "pairing", "inspection", "claims", "doctor", "profiling"),
     ("terminal", "progress", "present", "findings", "diagnosis", "breakdown", "summary"),
-    ("session", "cli", "__main__"),
+    ("session", "paired_session", "checking", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Rooms whose files build on each other, in this order where it matters; elsewhere a file may use any sibling.
@@ -59,7 +60,12 @@ SAME_ROOM = {
     ("report", "sealed"),
     ("terminal", "present"),
     ("progress", "findings"),
+    ("baseline", "comparison"),
+    ("session", "checking"),
+    ("paired_session", "checking"),
+    ("paired_session", "cli"),
     ("session", "cli"),
+    ("checking", "cli"),
     ("cli", "__main__"),
     ("errors", "spec"),
     ("rounds", "store"),

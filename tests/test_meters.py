@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from msgspec.structs import replace
 
 from fusionbench.meters import accuracy, control, memory, time
@@ -179,18 +180,62 @@ def test_peak_memory_is_exact() -> None:
         d = torch.empty(2**20, dtype=torch.float32)
         del b, c, d
 
-    used, _, notes = memory.measure(three_live_tensors, CPU, resting_bytes=7)
-    assert used.peak_bytes == 3 * 4 * 2**20
-    assert used.resting_bytes == 7
-    assert notes == ()
+    found = memory.measure(three_live_tensors, CPU, resting_bytes=7)
+    assert found.memory.peak_bytes == 3 * 4 * 2**20
+    assert found.memory.resting_bytes == 7
+    assert found.notes == ()
 
 
 def test_the_kernel_that_really_ran_is_named() -> None:
     q = torch.randn(1, 2, 5, 8)
     attention = torch.nn.functional.scaled_dot_product_attention
-    assert memory.trace(lambda: attention(q, q, q))[2] == ("_scaled_dot_product_flash_attention_for_cpu",)
+    assert memory.trace(lambda: attention(q, q, q), CPU).kernels == ("_scaled_dot_product_flash_attention_for_cpu",)
     masked = torch.ones(5, 5).requires_grad_()
-    assert "_scaled_dot_product_attention_math" in memory.trace(lambda: attention(q, q, q, masked))[2]
+    assert "_scaled_dot_product_attention_math" in memory.trace(lambda: attention(q, q, q, masked), CPU).kernels
+
+
+def test_what_a_call_launches_on_the_cpu_are_the_ops_that_call_no_other() -> None:
+    x, weight = torch.randn(4, 8), torch.randn(8, 8)
+    assert memory.trace(lambda: torch.add(x, x), CPU).launches == 1
+    alone = memory.trace(lambda: torch.mm(x, weight.t()), CPU).launches  # a view of a view, and a product
+    assert memory.trace(lambda: F.linear(x, weight), CPU).launches == alone  # composed of the same
+    assert memory.trace(lambda: [torch.mm(x, weight.t()) for _ in range(3)], CPU).launches == 3 * (alone or 0)
+
+
+def test_a_backward_pass_launches_too_and_every_time_as_much() -> None:
+    x = torch.randn(4, 8, requires_grad=True)
+
+    def step() -> None:
+        x.grad = None
+        F.gelu(x).sum().backward()
+
+    found = {memory.trace(step, CPU).launches for _ in range(3)}
+    assert len(found) == 1
+    assert found.pop() > memory.trace(lambda: F.gelu(x).sum(), CPU).launches
+
+
+@dataclass
+class Event:
+    """What the profiler tells of one activity on a CUDA device."""
+
+    called: str
+    kind: str = "CUDA"
+    annotation: bool = False
+
+    def name(self) -> str:
+        return self.called
+
+    def device_type(self) -> SimpleNamespace:
+        return SimpleNamespace(name=self.kind)
+
+    def is_user_annotation(self) -> bool:
+        return self.annotation
+
+
+def test_what_a_call_launches_on_cuda_are_kernels_copies_and_fills() -> None:
+    seen = [Event("gemm"), Event("gemm"), Event("Memcpy DtoD"), Event("Memset"), Event("triton_poi_fused_0")]
+    other = [Event("[memory]"), Event("Torch-Compiled Region: 0/0", annotation=True), Event("aten::mm", kind="CPU")]
+    assert memory._device_work(seen + other) == 5
 
 
 NONE = accuracy.Allowance(order=0.0, rounding=0.0)

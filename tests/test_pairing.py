@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from fusionbench import pairing, registry, suite, trial
-from fusionbench.delta import Change, Delta
+from fusionbench.delta import Delta
 from fusionbench.errors import FusionbenchError
 from fusionbench.pairing import Outcome, Request
-from fusionbench.record import Record
 from fusionbench.spec import Budget, Job
 
 BUDGET = Budget(measure_s=0.1, warmup_s=0.0, min_samples=6, max_samples=20, timeout_s=60, rounds=1)
@@ -99,11 +98,7 @@ def request(repo: Path, *names: str, **changes: object) -> Request:
 
 
 def run(asked: Request, listener: Silent | None = None) -> Outcome:
-    def changes(base: Record, head: Record, alike: bool) -> tuple[Change, ...]:
-        assert alike
-        return ()
-
-    return pairing.run(asked, changes, listener or Silent(), lambda: False)
+    return pairing.run(asked, pairing.jobs(asked), listener or Silent(), lambda: False)
 
 
 def by_strategy(outcome: Outcome) -> dict[str, Delta]:
@@ -148,7 +143,7 @@ def test_revisions_of_which_nothing_is_measured_are_refused(mine: Path) -> None:
 
 def test_a_suite_without_a_job_for_this_machine_is_refused(mine: Path) -> None:
     with pytest.raises(FusionbenchError, match="no job that can run here"):
-        run(request(mine, "mine", only_jobs=frozenset({"none"})))
+        pairing.jobs(request(mine, "mine", only_jobs=frozenset({"none"})))
 
 
 def test_changed_requirements_are_noted_where_both_share_an_environment(mine: Path) -> None:
@@ -164,9 +159,9 @@ def test_jobs_named_by_another_screen_are_confirmed_in_fresh_pairs_alone(
     monkeypatch.setattr(trial, "confirm_rounds", lambda found, suspects: 5)
     listener = Silent()
     asked = request(mine, "mine", "concat")
-    (key,) = (job.key for job in pairing._jobs(asked) if job.strategy == "mine")
+    (key,) = (job.key for job in pairing.jobs(asked) if job.strategy == "mine")
     asked = request(mine, "mine", "concat", only_jobs=frozenset({key}))
-    found = pairing.confirm(asked, lambda base, head, alike: (), listener, lambda: False)
+    found = pairing.confirm(asked, pairing.jobs(asked), listener, lambda: False)
     assert set(found) == {key}
     assert (found[key].verdict, found[key].stage, found[key].rounds) == ("slower", "confirm", 5)
     assert set(listener.stages) == {"1 suspects", "confirm"}
@@ -179,7 +174,8 @@ def test_the_user_may_stop_it_and_the_checkouts_are_removed(mine: Path) -> None:
         asked.append(1)
         return len(asked) > 30
 
-    outcome = pairing.run(request(mine, "mine", rounds=50), lambda base, head, alike: (), Silent(), stopping)
+    endless = request(mine, "mine", rounds=50)
+    outcome = pairing.run(endless, pairing.jobs(endless), Silent(), stopping)
     assert outcome.interrupted
     assert outcome.comparison.deltas == ()
     assert git(mine, "worktree", "list").count("\n") == 1

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusionbench import sealed, store
-from fusionbench.errors import StoreError
+from fusionbench.errors import DamagedError, StoreError
 from fusionbench.export.tables import to_parquet
-from fusionbench.record import Accuracy, Deviation, DeviceState, Energy, Memory, Record, Timing
+from fusionbench.record import VERSION, Accuracy, Deviation, DeviceState, Energy, Memory, Record, Timing
 from fusionbench.report.frame import frame
 from fusionbench.sealed import seal, seal_run, unseal
 from fusionbench.shard import _line
@@ -166,11 +166,28 @@ def test_a_file_with_more_rows_than_memory_holds_is_refused(tmp_path: Path, monk
 
 
 def test_a_newer_file_is_refused_with_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sealed, "VERSION", 3)
+    monkeypatch.setattr(sealed, "VERSION", VERSION + 1)
     path = seal(records(5), ENVIRONMENTS, tmp_path / "run.parquet")
     monkeypatch.undo()
-    with pytest.raises(StoreError, match=r"schema 3 is newer than this fusionbench \(2\); upgrade"):
+    with pytest.raises(
+        StoreError, match=rf"schema {VERSION + 1} is newer than this fusionbench \({VERSION}\); upgrade"
+    ):
         unseal(path)
+
+
+def test_a_column_that_is_missing_is_a_default_in_an_earlier_file_and_damage_in_one_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [msgspec.structs.replace(item, launches=7) for item in records(5)]
+    today = seal(items, ENVIRONMENTS, tmp_path / "today.parquet")
+    monkeypatch.setattr(sealed, "VERSION", VERSION - 1)
+    earlier = seal(items, ENVIRONMENTS, tmp_path / "earlier.parquet")
+    monkeypatch.undo()
+    for path in (today, earlier):
+        pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).drop_columns(["launches"]), path)
+    assert [item.launches for item in unseal(earlier).records] == [None] * 5
+    with pytest.raises(DamagedError, match="its columns"):
+        unseal(today)
 
 
 # A run folder, in two passes

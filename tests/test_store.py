@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from fusionbench import store
 from fusionbench.errors import StoreError
-from fusionbench.record import STATUSES, Accuracy, Deviation, Energy, Environment, Record, Timing
+from fusionbench.record import STATUSES, VERSION, Accuracy, Deviation, Energy, Environment, Record, Timing
 from fusionbench.shard import MAX_LINE
 from fusionbench.spec import Budget, Case, Job, Shape
 from fusionbench.store import Writer
@@ -280,9 +280,7 @@ def test_a_run_that_nobody_counted_may_be_resumed(tmp_path: Path) -> None:
 def test_broken_folders_are_passed_over_with_a_reason(tmp_path: Path) -> None:
     whole = create(tmp_path)
     newer_shard = create(tmp_path)
-    (newer_shard / "shards" / "a-1-1.jsonl").write_bytes(
-        sealed({"kind": "record", "v": store.VERSION + 1, "record": {}})
-    )
+    (newer_shard / "shards" / "a-1-1.jsonl").write_bytes(sealed({"kind": "record", "v": VERSION + 1, "record": {}}))
     broken = create(tmp_path)
     (broken / "manifest.json").write_text("{")
     (tmp_path / "empty").mkdir()
@@ -292,7 +290,7 @@ def test_broken_folders_are_passed_over_with_a_reason(tmp_path: Path) -> None:
     assert store.latest(tmp_path, "h", ignored=reasons.append) == whole
     assert [text for text in reasons if "is damaged" in text and broken.name in text]
     assert [text for text in reasons if "no such file" in text and "empty" in text]
-    assert [text for text in reasons if "schema 3 is newer" in text]
+    assert [text for text in reasons if f"schema {VERSION + 1} is newer" in text]
     assert len(reasons) == 3
 
 

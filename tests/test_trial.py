@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import pytest
 
@@ -180,15 +180,15 @@ def test_rounds_of_the_confirmation_begin_no_round_0() -> None:
 
 def test_the_facts_of_both_sides_are_compared_once_both_are_right() -> None:
     more = (Change(fact="flops", base=1, head=2, worse=True),)
-    seen: list[Callable[..., object]] = []
+    seen: list[str] = []
 
-    def changes(base: Record, head: Record) -> tuple[Change, ...]:
-        seen.append(base.status)  # type: ignore[arg-type]
-        return more
+    def compared(base: Record, head: Record) -> tuple[int, tuple[Change, ...]]:
+        seen.append(base.status)
+        return 7, more
 
-    found = tried(Machine(fails={"b": ("head", "wrong", 0)}), "a", "b", changes=changes)
-    assert found["a"].changes == more
-    assert found["b"].changes == ()
+    found = tried(Machine(fails={"b": ("head", "wrong", 0)}), "a", "b", compared=compared)
+    assert (found["a"].facts, found["a"].changes) == (7, more)
+    assert (found["b"].facts, found["b"].changes) == (0, ())
     assert len(seen) == 1
 
 

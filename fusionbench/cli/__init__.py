@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__, exits
 from ..errors import FusionbenchError, printable
-from . import examining, exporting, listing, reading, running, summarizing
+from . import comparing, examining, exporting, listing, reading, running, summarizing
 
 EPILOG = (
     "Exit codes: 0 fine, 1 regression (check), 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine "
@@ -53,6 +53,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "show": reading.show,
     "report": reading.report,
     "export": exporting.export,
+    "compare": comparing.compare,
+    "check": comparing.check,
     "summarize": summarizing.summarize,
     "claims": examining.claims,
     "inspect": examining.inspect,
@@ -61,6 +63,7 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 for name, verb in VERBS.items():
     app.command(name)(verb)
+app.add_typer(comparing.baseline, name="baseline")
 
 
 def main() -> None:

@@ -144,7 +144,7 @@ class Twins:
     ) -> None:
         """``compiles``: some of the jobs do, so that every host has the compiler ready."""
         self.sides, self.budget, self.stopping, self.compiles = (base, head), budget, stopping, compiles
-        self.environments: tuple[Environment, ...] = ()  # of base and head, once they have answered
+        self.environments: tuple[Environment, Environment]  # of base and head, since they were entered
         self._hosts: tuple[Host, ...] = ()
         self._number = -1  # of the round that the hosts were started for
 
@@ -164,7 +164,8 @@ class Twins:
         self._close()
         for side in self.sides:
             self._hosts += (Host(side, "full" if number == 0 or self.compiles else "light"),)
-        self.environments = tuple(host.greeted(self.stopping) for host in self._hosts)
+        base, head = (host.greeted(self.stopping) for host in self._hosts)
+        self.environments = base, head
         self._number = number
 
     def _close(self) -> None:

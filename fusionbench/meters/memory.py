@@ -1,11 +1,13 @@
-"""The peak of memory above what rests, and the ops that really ran, from one untimed call."""
+"""The peak of memory above what rests, the ops that really ran and how many there were, from one untimed call."""
 
 from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -22,38 +24,60 @@ _TELLING = re.compile(
 # What a warm call may keep without a word: allocations of torch's own and of Python's are far below it.
 LEAK_BYTES = 1 << 20
 
-Found = tuple[Memory, tuple[str, ...], tuple[str, ...]]
+
+@dataclass(frozen=True)
+class Found:
+    """What one call of a job needs, and a note of what it does not free."""
+
+    memory: Memory
+    kernels: tuple[str, ...]  # names of telling ops and of our Triton kernels
+    launches: int | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the profiler saw of one call. ``launches`` are the kernels, copies and fills of a CUDA device, None where
+    CUPTI shows none; on the CPU the ops that call no other op, and our Triton kernels where they are interpreted."""
+
+    peak_bytes: int  # on the CPU
+    kept_bytes: int
+    kernels: tuple[str, ...]
+    launches: int | None
 
 
 def measure(call: Callable[[], object], device: torch.device, resting_bytes: int) -> Found:
-    """Peak bytes that ``call`` allocates on ``device``, the telling ops it ran, and a note of what it does not free.
+    """Peak bytes that ``call`` allocates on ``device`` and what it launches there.
 
     CUDA: the caching allocator's peak after a warm call, so that cuBLAS workspaces are not counted.
     CPU: the running sum of the profiler's allocation events, temporaries inside ops included.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        torch.cuda.synchronize(device)
-        peak, kept = torch.cuda.max_memory_allocated(device) - before, torch.cuda.memory_allocated(device) - before
-        ops = trace(call)[2]
-    else:
-        peak, kept, ops = trace(call)
+    allocated = _allocated(call, device) if device.type == "cuda" else None
+    traced = trace(call, device)
+    peak, kept = allocated or (traced.peak_bytes, traced.kept_bytes)
     if kept >= LEAK_BYTES:  # or is it a cycle, which the collector frees?
         kept = min(kept, _kept(call, device))
     note = f"keeps {kept / 1e6:.3g} MB more with each call"
     meter: Literal["cuda_allocator", "cpu_profiler"] = "cuda_allocator" if device.type == "cuda" else "cpu_profiler"
     used = Memory(peak_bytes=peak, resting_bytes=resting_bytes, meter=meter)
-    return used, ops, (note,) if kept >= LEAK_BYTES else ()
+    return Found(used, traced.kernels, traced.launches, (note,) if kept >= LEAK_BYTES else ())
+
+
+def _allocated(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
+    """The allocator's peak in one call and what the call keeps, both above what was there before."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before, torch.cuda.memory_allocated(device) - before
 
 
 def _kept(call: Callable[[], object], device: torch.device) -> int:
     """The bytes that are not free after another call and the collector's round."""
     gc.collect()
     if device.type == "cpu":
-        return trace(lambda: (call(), gc.collect()))[1]
+        return trace(lambda: (call(), gc.collect()), device).kept_bytes
     before = torch.cuda.memory_allocated(device)
     call()
     torch.cuda.synchronize(device)
@@ -61,11 +85,13 @@ def _kept(call: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) - before
 
 
-def trace(call: Callable[[], object]) -> tuple[int, int, tuple[str, ...]]:
-    """(peak bytes on the CPU, bytes kept at the end, names of telling ops and of our Triton kernels) of one call."""
-    activities = [ProfilerActivity.CPU]
-    with profile(activities=activities, profile_memory=True, acc_events=False) as session, watching() as launched:
+def trace(call: Callable[[], object], device: torch.device) -> Trace:
+    """Run ``call`` once and say what it allocated and launched on ``device``."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities, profile_memory=True, acc_events=False) as session, watching() as watched:
         call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     # The public events() folds the allocations into the ops and loses their order; the raw list keeps it.
     events = session.profiler.kineto_results.events()
     total = peak = 0
@@ -74,4 +100,24 @@ def trace(call: Callable[[], object]) -> tuple[int, int, tuple[str, ...]]:
             total += event.nbytes()
             peak = max(peak, total)
     names = {match.group(0) for e in events if (match := _TELLING.search(e.name()))}
-    return peak, total, tuple(sorted(names | {f"triton:{name}" for name in launched}))
+    kernels = tuple(sorted(names | {f"triton:{name}" for name in watched}))
+    launches = _device_work(events) or None if device.type == "cuda" else _leaves(events) + watched.total()
+    return Trace(peak, total, kernels, launches)
+
+
+def _device_work(events: Iterable[Any]) -> int:
+    """How many kernels, copies and fills a CUDA device ran; ranges of the host come back as ranges of the device."""
+    on_device = (e for e in events if e.device_type().name == "CUDA" and e.name() != "[memory]")
+    return sum(not e.is_user_annotation() for e in on_device)
+
+
+def _leaves(events: Iterable[Any]) -> int:
+    """How many ATen ops call no other: those that do the work, views and allocations among them."""
+    threads: dict[int, list[tuple[int, int]]] = {}
+    for event in events:
+        if event.name().startswith("aten::"):
+            threads.setdefault(event.start_thread_id(), []).append((event.start_ns(), -event.end_ns()))
+    # In order of their beginnings, the longer one first, whoever calls another is followed by it.
+    return sum(
+        1 + sum(later[0] >= -earlier[1] for earlier, later in pairwise(sorted(spans))) for spans in threads.values()
+    )

@@ -120,6 +120,7 @@ def _deviations(columns: dict[str, Any], prefix: str, found: Sequence[Deviation 
 
 def _provenance(columns: dict[str, Any], records: Sequence[Record], environments: Mapping[str, Environment]) -> None:
     columns["kernels"] = text(records, lambda r: "; ".join(r.kernels))
+    columns["launches"] = integer([r.launches for r in records])
     columns["notes"] = text(records, lambda r: NOTES_APART.join(r.notes))
     columns["wall_s"] = number([r.wall_s for r in records])
     for name in ("started_at", "environment", "source"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -125,18 +126,18 @@ def recording() -> bool:
     return _recorder.get() is not None
 
 
-_watching: list[set[str]] = []  # not a ContextVar: backward passes on CUDA run in a thread of their own
+_watching: list[Counter[str]] = []  # not a ContextVar: backward passes on CUDA run in a thread of their own
 
 
 @contextmanager
-def watching() -> Iterator[set[str]]:
-    """The names of the kernels that are launched in this block, by any thread."""
-    names: set[str] = set()
-    _watching.append(names)
+def watching() -> Iterator[Counter[str]]:
+    """How often each kernel is launched in this block, by any thread; by name."""
+    launches: Counter[str] = Counter()
+    _watching.append(launches)
     try:
-        yield names
+        yield launches
     finally:
-        _watching[:] = [others for others in _watching if others is not names]
+        _watching[:] = [others for others in _watching if others is not launches]
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **constants: Any) -> None:
@@ -150,8 +151,8 @@ def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **consta
     if record is not None:
         record(Launch(kernel, programs, arguments, constants, config))
         return
-    for names in _watching:
-        names.add(kernel.__name__)
+    for launches in _watching:
+        launches[kernel.__name__] += 1
     device = next(x.device for x in arguments if isinstance(x, Tensor))
     # Entering torch.cuda.device costs microseconds, so only where the current device is another one.
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()

@@ -1,0 +1,222 @@
+"""The verbs that hold two measurements against each other: `compare` shows, `check` judges, `baseline` keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import exits
+from ..collector import paused
+from ..errors import DamagedError, FusionbenchError, NothingError, StoreError, UnknownNameError, printable
+from .options import DEFAULT_RESULTS, Plugin, Quiet, Results, RunArgument
+
+if TYPE_CHECKING:
+    from ..baseline import Baseline
+    from ..delta import Comparison, Gate, Judgement
+
+SHOWN = 20  # changes of facts that `baseline update` prints
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON.")]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write it as Markdown.")]
+Everything = Annotated[bool, typer.Option("--all", help="Print every job, also those where nothing changed.")]
+Machine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="This machine's name, where its host's says nothing (as in a container); or set FUSIONBENCH_MACHINE.",
+    ),
+]
+
+SIDE = "A run folder, a shard (.jsonl), a sealed run (.parquet) or a baseline (.json)."
+
+baseline = typer.Typer(
+    help="Keep a run as what `check` judges by: baseline update.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(help=SIDE)],
+    head: Annotated[Path, typer.Argument(help=SIDE)],
+    json: JsonFile = None,
+    markdown: MarkdownFile = None,
+    everything: Everything = False,
+) -> None:
+    """Compare two measurements job by job, in times and facts; judge nothing."""
+    _refuse_folders(json, markdown)
+    from .. import checking, comparison
+    from ..summary import as_json
+    from ..summary import markdown as in_markdown
+
+    with paused():
+        found = comparison.of(checking.side(base), checking.side(head), (str(base), str(head)))
+    _print(found, None, everything)
+    if json:
+        _write(json, as_json.encode(found))
+    if markdown:
+        _write(markdown, in_markdown.full(found).encode())
+    if all(delta.verdict in ("new", "missing") for delta in found.deltas):
+        typer.echo("fusionbench: the two have no job in common", err=True)
+        raise typer.Exit(exits.NOTHING)
+
+
+def check(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="The run to judge; without it the baseline's suite is measured now."),
+    ] = None,
+    baselines: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--baseline",
+            metavar="FILE",
+            help="What to judge by; repeatable: what `baseline update` wrote, and what `inspect --json` wrote.",
+        ),
+    ] = None,
+    gates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate",
+            metavar="NAME",
+            help="deterministic: FLOPs, memory, launches, kernels; timing: times, on the baseline's machine. "
+            "Repeatable; without it both.",
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The baseline's suite, where no shipped one has its name.")
+    ] = None,
+    machine: Machine = None,
+    results: Results = DEFAULT_RESULTS,
+    plugin: Plugin = None,
+    json: JsonFile = None,
+    markdown: MarkdownFile = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as JUnit XML.")] = None,
+    comment: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as a comment for a pull request (Markdown).")
+    ] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Print workflow annotations, and add to $GITHUB_STEP_SUMMARY.")
+    ] = False,
+    everything: Everything = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a run, or this code now, by a baseline: 1 regression, 5 no verdict."""
+    asked = _gates(gates)
+    _refuse_folders(json, markdown, junit, comment)
+    from .. import checking
+    from ..summary import files
+    from ..terminal import console
+
+    found = checking.baselines(baselines or ())
+    how = checking.Measuring(
+        suite=suite,
+        results=results,
+        plugins=tuple(str(path) for path in plugin or []),
+        machine=machine or None,
+        quiet=quiet,
+    )
+    judged = checking.judged(found, run, asked, how, console(stderr=True))
+    _print(judged.comparison, judged, everything)
+    files.write(judged, json=json, markdown=markdown, junit=junit, comment=comment, github=github)
+    raise typer.Exit(judged.exit_code)
+
+
+@baseline.command()
+def update(
+    run: RunArgument = None,
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="Why this run is the one to judge by; stored in the file.")
+    ] = "",
+    machine: Annotated[str | None, typer.Option(metavar="NAME", help="Keep it under this machine's name.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The file; without it results/baseline/<machine>/<suite>.json."
+        ),
+    ] = None,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Write a run as the baseline of its suite on its machine, and say what changed against the one before."""
+    _refuse_folders(output)
+    from .. import baseline as baselines
+    from .. import present
+
+    if not reason.strip():  # told before a large run is read
+        raise FusionbenchError(f"a baseline needs a reason, for whoever reviews it: {baselines.ANEW}")
+    with paused():
+        made = baselines.of(present.read(run, results), reason, machine or None)
+    path = output or baselines.place(baselines.FOLDER, made.environment.machine, made.suite_name)
+    data, before = baselines.encode(made), _before(path)
+    _write(path, data)
+    for line in _changes(before, made):
+        typer.echo(line)
+    typer.echo(str(path))
+
+
+def _gates(names: list[str] | None) -> tuple[Gate, ...]:
+    from ..delta import GATES
+
+    for name in names or ():
+        if name not in GATES:
+            raise UnknownNameError("gate", name, GATES)
+    return tuple(gate for gate in GATES if gate in (names or ()))
+
+
+def _refuse_folders(*paths: Path | None) -> None:
+    """Before anything is measured that could then not be written."""
+    for path in paths:
+        if path is not None and path.is_dir():
+            raise StoreError(f"cannot write '{printable(str(path))}': it is a folder; name the file in it")
+
+
+def _print(found: Comparison, judgement: Judgement | None, everything: bool) -> None:
+    from ..summary import terminal
+    from ..terminal import console
+
+    out = console()
+    out.print(terminal.show(found, judgement, out.width, everything), crop=False)
+
+
+def _write(path: Path, data: bytes) -> None:
+    from ..report.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _before(path: Path) -> Baseline | None:
+    """The baseline that is about to be replaced; raises StoreError for a file that is something else."""
+    from .. import baseline as baselines
+
+    if not path.exists():
+        return None
+    try:
+        return baselines.load(path)
+    except (DamagedError, NothingError) as error:
+        typer.echo(f"replaced unread: {error}", err=True)
+        return None
+
+
+def _changes(before: Baseline | None, made: Baseline) -> list[str]:
+    """What a new baseline changes, a line for each fact; and what the timing gate will miss in it."""
+    from .. import comparison, facts
+
+    lines = []
+    if not made.environment.commit or made.environment.dirty:
+        lines.append("its commit is not known or had changes: what looks slower than it cannot be measured again")
+    measured = sum(job.status == "ok" for job in made.jobs)
+    if before is None:
+        return [*lines, f"a new baseline of {measured} jobs of suite '{made.suite_name}'"]
+    found = comparison.of(before, made)
+    changed = [f"{delta.key}: {facts.told(change)}" for delta in found.deltas for change in delta.changes]
+    lines += [printable(line, 500) for line in changed[:SHOWN]]
+    if len(changed) > SHOWN:
+        lines.append(f"and {len(changed) - SHOWN} more")
+    lines += map(printable, (*found.differences, *found.notes))
+    verdicts = [delta.verdict for delta in found.deltas]
+    counts = ", ".join(f"{verdicts.count(each)} {each}" for each in ("new", "missing", "fixed", "broken"))
+    return [*lines, f"{measured} jobs: {len(changed)} facts changed, {counts}"]

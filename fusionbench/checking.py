@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from . import baseline, comparison, judge, store
 from . import suite as suites
 from .baseline import ANEW, Baseline
 from .comparison import Source
-from .delta import GATES, Comparison, Gate, Judgement, Ruling
+from .delta import GATES, Comparison, Delta, Gate, Judgement, Ruling
 from .disk import explained, opened
 from .errors import DamagedError, FusionbenchError, NothingError, StoreError, printable
 from .inspection import Inspection
@@ -23,6 +23,8 @@ from .spec import Budget
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from .pairing import Request
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,6 @@ def baselines(paths: Sequence[Path]) -> Baselines:
             )
         else:
             run = path, baseline.load(path)
-    if run is None and not kernels:
-        raise FusionbenchError("nothing to judge by; name a baseline with --baseline FILE")
     return Baselines(run, tuple(kernels))
 
 
@@ -123,17 +123,67 @@ def judged(
     gates: Sequence[Gate],
     how: Measuring,
     out: Console,
-    confirm: judge.Confirm | None = None,
 ) -> Judgement:
     """The judgement of every gate on every baseline; without ``head`` the suite is measured here and now.
 
     Where only kernels are judged and no gate is named, the deterministic one is meant.
     """
+    if found.run is None and not found.kernels:
+        raise FusionbenchError("nothing to judge by; name a baseline with --baseline FILE, or a revision with --paired")
     asked = gates or (GATES if found.run else ("deterministic",))
     of_jobs = [gate for gate in asked if found.run or gate == "timing"]
     of_kernels = [_of_kernels(path, base, out) for path, base in found.kernels if "deterministic" in asked]
-    told = judge.judge(_compared(found, head, asked, how, out), of_jobs, confirm)
+    compared = _compared(found, head, asked, how, out)
+    told = judge.judge(compared, of_jobs, _confirm(found, compared, how, out))
     return judge.concluded(told.comparison, [*told.rulings, *of_kernels])
+
+
+def paired(
+    request: Callable[[], Request], found: Baselines, gates: Sequence[Gate], out: Console, *, quiet: bool, strict: bool
+) -> tuple[Judgement, int]:
+    """The judgement on two revisions, and on kernels; and the signal that ended it early, or 0."""
+    if found.run is not None:
+        raise FusionbenchError(
+            f"--paired judges by a revision, and '{printable(str(found.run[0]))}' is another base; check one by one"
+        )
+    from .engines import local
+
+    local.start_server()
+    from . import paired_session
+
+    told, stopped = paired_session.execute(request(), gates, out, quiet=quiet, strict=strict)
+    of_kernels = [] if stopped else [_of_kernels(path, base, out) for path, base in found.kernels]
+    return judge.concluded(told.comparison, [*told.rulings, *of_kernels]), stopped
+
+
+def _confirm(found: Baselines, compared: Comparison, how: Measuring, out: Console) -> judge.Confirm | None:
+    """How suspects are measured again: the baseline's commit against the code of the run, by turns."""
+    if found.run is None:
+        return None
+    path, base = found.run
+
+    def request() -> Request:
+        from .launch import load_plugins
+        from .pairing import Request
+
+        plugins = _plugins(base, how.plugins)
+        load_plugins(plugins)
+        head = compared.head
+        return Request(
+            base=compared.base.commit,
+            head=None if head.dirty or not head.commit else head.commit,
+            suite=suites.narrow(_suite(base, path, how.suite), base.only),
+            budget=base.budget,
+            plugins=tuple(map(Path, plugins)),
+            limit=base.limit,
+        )
+
+    def confirm(keys: Sequence[str]) -> Mapping[str, Delta]:
+        from . import paired_session
+
+        return paired_session.confirmation(request, out, quiet=how.quiet)(keys)
+
+    return confirm
 
 
 def _compared(found: Baselines, head: Path | None, gates: Sequence[Gate], how: Measuring, out: Console) -> Comparison:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import FrameType
 from typing import Self
@@ -93,13 +93,11 @@ def execute(
     return judge.judge(found.comparison, gates or GATES), stopping.number
 
 
-def confirmation(
-    request: Callable[[str, frozenset[str]], Request], commit: str, out: Console, *, quiet: bool
-) -> Callable[[Sequence[str]], Mapping[str, Delta]]:
-    """What ``judge`` measures suspects again with: pairs of the baseline's commit and the code that is here."""
+def confirmation(request: Callable[[], Request], out: Console, *, quiet: bool) -> judge.Confirm:
+    """What suspects are measured again with: pairs of the two revisions that ``request`` names."""
 
     def confirm(keys: Sequence[str]) -> Mapping[str, Delta]:
-        asked = request(commit, frozenset(keys))
+        asked = replace(request(), only_jobs=frozenset(keys))
         jobs = pairing.jobs(asked)
         with _prepared(asked, jobs, out, quiet, strict=False) as (display, stopping):
             try:

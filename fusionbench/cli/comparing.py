@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +11,12 @@ import typer
 from .. import exits
 from ..collector import paused
 from ..errors import DamagedError, FusionbenchError, NothingError, StoreError, UnknownNameError, printable
-from .options import DEFAULT_RESULTS, Plugin, Quiet, Results, RunArgument
+from .options import DEFAULT_RESULTS, Limit, Only, Plugin, Quiet, Results, RunArgument, Scale, Strict, narrowing
 
 if TYPE_CHECKING:
     from ..baseline import Baseline
     from ..delta import Comparison, Gate, Judgement
+    from ..pairing import Request
 
 SHOWN = 20  # changes of facts that `baseline update` prints
 
@@ -86,9 +88,37 @@ def check(
             "Repeatable; without it both.",
         ),
     ] = None,
-    suite: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The baseline's suite, where no shipped one has its name.")
+    paired: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REVISION",
+            help="Judge the working tree by this revision instead of a file: both are measured now, by turns.",
+        ),
     ] = None,
+    head: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="With --paired: what to judge, instead of the working tree.")
+    ] = None,
+    setup: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help="With --paired: run first in each checkout, as 'make setup'."),
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="With --paired: each checkout's interpreter, as .venv/bin/python."),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="With --paired: rounds of the screen; 7 unless given.")
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The baseline's suite, where no shipped one has its name; with --paired what to measure (else smoke).",
+        ),
+    ] = None,
+    only: Only = None,
+    scale: Scale = None,
+    limit: Limit = None,
     machine: Machine = None,
     results: Results = DEFAULT_RESULTS,
     plugin: Plugin = None,
@@ -102,16 +132,41 @@ def check(
         bool, typer.Option("--github", help="Print workflow annotations, and add to $GITHUB_STEP_SUMMARY.")
     ] = False,
     everything: Everything = False,
+    strict: Strict = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a run, or this code now, by a baseline: 1 regression, 5 no verdict."""
+    """Judge a run, or this code now, by a baseline or another revision: 1 regression, 5 no verdict."""
     asked = _gates(gates)
     _refuse_folders(json, markdown, junit, comment)
+    for_pairs = {"--head": head, "--setup": setup, "--python": python, "--rounds": rounds}
+    _refuse_misplaced(run, paired, for_pairs | {"--only": only, "--scale": scale, "--limit": limit})
     from .. import checking
     from ..summary import files
-    from ..terminal import console
+    from ..terminal import console, note
 
-    found = checking.baselines(baselines or ())
+    found, out = checking.baselines(baselines or ()), console(stderr=True)
+    if paired is not None:
+
+        def request() -> Request:
+            from .. import suite as suites
+            from ..launch import load_plugins
+            from ..pairing import Request
+            from ..trial import SCREEN_ROUNDS
+
+            chosen = suites.narrow(suites.read(suite or "smoke"), narrowing(only, scale))
+            load_plugins([str(path) for path in plugin or []])
+            return Request(
+                base=paired, head=head, suite=chosen, budget=chosen.budget, setup=setup, python=python,
+                plugins=tuple(plugin or ()), limit=limit, rounds=rounds or SCREEN_ROUNDS,
+            )  # fmt: skip
+
+        judged, stopped = checking.paired(request, found, asked, out, quiet=quiet, strict=strict)
+        _print(judged.comparison, judged, everything)
+        if stopped:
+            note(out, "interrupted: nothing is said of the jobs that are missing")
+            raise typer.Exit(128 + stopped)
+        files.write(judged, json=json, markdown=markdown, junit=junit, comment=comment, github=github)
+        raise typer.Exit(judged.exit_code)
     how = checking.Measuring(
         suite=suite,
         results=results,
@@ -119,7 +174,7 @@ def check(
         machine=machine or None,
         quiet=quiet,
     )
-    judged = checking.judged(found, run, asked, how, console(stderr=True))
+    judged = checking.judged(found, run, asked, how, out)
     _print(judged.comparison, judged, everything)
     files.write(judged, json=json, markdown=markdown, junit=junit, comment=comment, github=github)
     raise typer.Exit(judged.exit_code)
@@ -164,6 +219,14 @@ def _gates(names: list[str] | None) -> tuple[Gate, ...]:
         if name not in GATES:
             raise UnknownNameError("gate", name, GATES)
     return tuple(gate for gate in GATES if gate in (names or ()))
+
+
+def _refuse_misplaced(run: Path | None, paired: str | None, for_pairs: Mapping[str, object]) -> None:
+    for option, given in for_pairs.items():
+        if given is not None and paired is None:
+            raise FusionbenchError(f"{option} is for --paired; a baseline says itself what was measured")
+    if paired is not None and run is not None:
+        raise FusionbenchError(f"--paired measures both sides now; leave '{printable(str(run))}' out")
 
 
 def _refuse_folders(*paths: Path | None) -> None:

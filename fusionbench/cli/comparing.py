@@ -104,7 +104,7 @@ def check(
     ] = None,
     python: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="With --paired: each checkout's interpreter, as .venv/bin/python."),
+        typer.Option(metavar="PATH", help="With --paired: the interpreter in each checkout (.venv/bin/python)."),
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, max=1000, help="With --paired: rounds of the screen; 7 unless given.")

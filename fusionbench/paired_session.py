@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import device_lock, fitness, judge, pairing
-from .delta import GATES, Delta, Gate, Judgement
+from .delta import GATES, Delta, Gate, Judgement, Ruling
 from .engines.local import Cancelled
 from .errors import UnfitError
 from .pairing import Outcome, Request
@@ -90,7 +90,10 @@ def execute(
     jobs = pairing.jobs(request)
     with _prepared(request, jobs, out, quiet, strict) as (display, stopping):
         found: Outcome = pairing.run(request, jobs, display, stopping.asked)
-    return judge.judge(found.comparison, gates or GATES), stopping.number
+    if found.interrupted:
+        rulings = [Ruling(gate=gate, outcome="not judged", reason="interrupted") for gate in gates or GATES]
+        return judge.concluded(found.comparison, rulings), stopping.number
+    return judge.judge(found.comparison, gates or GATES), 0
 
 
 def confirmation(request: Callable[[], Request], out: Console, *, quiet: bool) -> judge.Confirm:

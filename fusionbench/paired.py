@@ -38,6 +38,13 @@ def effect(turns: Sequence[tuple[float, float]]) -> float:
     return median(sorted(math.log(head / base) for base, head in turns))
 
 
+def standard_error(turns: Sequence[tuple[float, float]]) -> float:
+    """Of the effect of a round, by how far its turns lie from it: from their median absolute deviation, as if normal."""
+    middle = effect(turns)
+    spread = median(sorted(abs(math.log(head / base) - middle) for base, head in turns))
+    return 1.2533 * 1.4826 * spread / math.sqrt(len(turns))
+
+
 def estimate(effects: Sequence[float]) -> Estimate:
     """What the effects of all rounds say together: the Hodges-Lehmann estimate and Wilcoxon's signed-rank test.
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fusionbench.paired import effect, estimate, rejected, rounds_for, signed_rank_p
+from fusionbench.paired import effect, estimate, rejected, rounds_for, signed_rank_p, standard_error
 
 EFFECTS = st.lists(st.floats(-0.5, 0.5).filter(lambda x: abs(x) > 1e-6), min_size=1, max_size=14, unique_by=abs)
 
@@ -87,6 +87,16 @@ def test_the_effect_of_a_round_is_that_of_neighbouring_turns(
 
 def test_a_machine_that_slows_down_during_a_round_has_no_effect() -> None:
     assert effect([(100 * drift, 100 * drift) for drift in (1, 1.5, 2, 3)]) == 0
+
+
+@pytest.mark.parametrize("n", [8, 40])
+def test_the_standard_error_of_a_round_is_how_far_rounds_lie_apart(n: int) -> None:
+    draw = random.Random(0)
+    rounds = [[(1.0, math.exp(draw.gauss(0, 0.1))) for _ in range(n)] for _ in range(400)]
+    effects = [effect(turns) for turns in rounds]
+    apart = math.sqrt(sum(x * x for x in effects) / len(effects))
+    errors = sorted(standard_error(turns) for turns in rounds)
+    assert errors[200] == pytest.approx(apart, rel=0.2)
 
 
 def test_no_rounds_are_refused() -> None:

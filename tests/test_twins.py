@@ -150,15 +150,23 @@ def test_a_fusionbench_with_another_protocol_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_how_many_turns_there_are_follows_from_how_long_one_takes() -> None:
-    budget = Budget(measure_s=0.6, rounds=6)  # 0.1 s a round
+def test_how_many_turns_there_may_be_follows_from_how_long_one_takes() -> None:
+    budget = Budget(measure_s=0.6, rounds=6)  # 0.1 s a round, less than what is sensible
 
     def turn(seconds: float) -> Turn:
         return Turn(loops=1, samples=((round(seconds * 1e9), 0),))
 
-    assert twins._turns(budget, turn(SLICE_S)) == 10
-    assert twins._turns(budget, turn(5.0)) == LEAST_TURNS
-    assert twins._turns(msgspec.structs.replace(budget, measure_s=60), turn(SLICE_S)) == MOST_TURNS
+    assert twins._most_turns(budget, turn(SLICE_S)) == twins.ROUND_S / SLICE_S == MOST_TURNS
+    assert twins._most_turns(budget, turn(0.02)) == 20
+    assert twins._most_turns(budget, turn(5.0)) == LEAST_TURNS
+    assert twins._most_turns(msgspec.structs.replace(budget, measure_s=6), turn(0.02)) == MOST_TURNS
+
+
+def test_a_round_goes_on_until_its_effect_is_known() -> None:
+    steady, wild = [(100.0, 100.0 + n % 3) for n in range(8)], [(100.0, 100.0 + 30 * (n % 3)) for n in range(8)]
+    assert twins._precise(steady)
+    assert not twins._precise(wild)
+    assert not twins._precise(steady[:7])  # in the middle of ABBA
 
 
 def test_samples_that_waited_for_a_core_are_left_out_where_others_did_not() -> None:

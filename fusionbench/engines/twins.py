@@ -22,6 +22,7 @@ from typing import IO
 import msgspec
 
 from ..errors import FusionbenchError, printable
+from ..paired import standard_error
 from ..record import Environment, Record, decode_record
 from ..spec import Budget, Job, Visit
 from ..turns import Turn, Turns
@@ -31,7 +32,11 @@ from .local import Cancelled
 HOST = "fusionbench.engines.host"
 START_S = 300.0  # until a host has imported torch: 3 s here, minutes from a cold network disk
 SLICE_S = 0.01
-LEAST_TURNS, MOST_TURNS = 8, 16  # of each side in a round, an even number: ABBA
+# Of each side in a round: until the round is known to PRECISION. On a busy machine two neighbouring turns differ by 10 to
+# 15 %, eight of them leave 5 %, and what another process costs would pay for twenty more.
+LEAST_TURNS, MOST_TURNS = 8, 40
+ROUND_S = 0.4
+PRECISION = 0.01  # standard error of a round's effect
 LOOK_S = 0.25
 GRACE_S = 60.0  # more than a job's own timeout, which the host enforces
 
@@ -196,17 +201,17 @@ class Twins:
         return Pair(records[base], records[head], pairs, loops)
 
     def _alternate(self, order: Sequence[Host]) -> dict[Host, list[float]]:
-        """Turn by turn, the median of a call; how many turns there are follows from how long the first one took."""
+        """Turn by turn, the median of a call, in the order ABBA until the round is precise or has had its time."""
         taken: dict[Host, list[float]] = {host: [] for host in order}
-        number, wanted = 0, LEAST_TURNS
-        while number < wanted:
+        number, most = 0, MOST_TURNS
+        while number < LEAST_TURNS or (number < most and not _precise(list(zip(*taken.values(), strict=True)))):
             for host in order if number % 2 == 0 else reversed(order):
                 answer = host.ask(True, self.budget.timeout_s, self.stopping)
                 if isinstance(answer, Record):  # it died in the middle
                     return {}
                 taken[host].append(median(_on_core(answer, self.budget.threads)))
                 if not number:
-                    wanted = _turns(self.budget, answer)
+                    most = _most_turns(self.budget, answer)
             number += 1
         return taken
 
@@ -221,11 +226,16 @@ class Twins:
         raise FusionbenchError(f"the process of revision '{printable(host.name)}' does not end its visit")
 
 
-def _turns(budget: Budget, first: Turn) -> int:
-    """How many turns each side has: the budget's share of a round, in turns as long as the first one."""
+def _most_turns(budget: Budget, first: Turn) -> int:
+    """How many turns each side has at the most: the budget's share of a round, in turns as long as the first one."""
     turn_s = max(SLICE_S, sum(ns for ns, _ in first.samples) / 1e9)
-    wanted = budget.measure_s / budget.rounds / turn_s
+    wanted = max(budget.measure_s / budget.rounds, ROUND_S) / turn_s
     return 2 * round(min(max(wanted, LEAST_TURNS), MOST_TURNS) / 2)
+
+
+def _precise(turns: Sequence[tuple[float, float]]) -> bool:
+    """Whether the effect of these turns is known well enough; asked after pairs of turns, so that ABBA is whole."""
+    return len(turns) % 2 == 0 and standard_error(turns) <= PRECISION
 
 
 def _on_core(turn: Turn, threads: int) -> list[float]:

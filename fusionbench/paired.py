@@ -39,7 +39,7 @@ def effect(turns: Sequence[tuple[float, float]]) -> float:
 
 
 def standard_error(turns: Sequence[tuple[float, float]]) -> float:
-    """Of the effect of a round, by how far its turns lie from it: from their median absolute deviation, as if normal."""
+    """Of the effect of a round: from the median absolute deviation of its turns, as if these were normal."""
     middle = effect(turns)
     spread = median(sorted(abs(math.log(head / base) - middle) for base, head in turns))
     return 1.2533 * 1.4826 * spread / math.sqrt(len(turns))

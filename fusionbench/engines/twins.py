@@ -32,8 +32,8 @@ from .local import Cancelled
 HOST = "fusionbench.engines.host"
 START_S = 300.0  # until a host has imported torch: 3 s here, minutes from a cold network disk
 SLICE_S = 0.01
-# Of each side in a round: until the round is known to PRECISION. On a busy machine two neighbouring turns differ by 10 to
-# 15 %, eight of them leave 5 %, and what another process costs would pay for twenty more.
+# Of each side in a round: until its effect is known to PRECISION. On a busy machine two neighbouring turns differ by 10
+# to 15 %; eight of them leave 5 %, and what a process costs before its first turn pays for twenty more.
 LEAST_TURNS, MOST_TURNS = 8, 40
 ROUND_S = 0.4
 PRECISION = 0.01  # standard error of a round's effect

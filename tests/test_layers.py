@@ -26,7 +26,7 @@ LAYERS = (
     ("worker", "runner", "engines"),
     ("report", "export", "sealed", "launch", "inspection", "claims", "doctor", "profiling"),
     ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),
-    ("session", "cli", "__main__"),
+    ("session", "cli", "__main__", "testing", "pytest_plugin"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Rooms whose files build on each other, in this order where it matters; elsewhere a file may use any sibling.
@@ -60,6 +60,7 @@ SAME_ROOM = {
     ("progress", "findings"),
     ("session", "cli"),
     ("cli", "__main__"),
+    ("testing", "pytest_plugin"),
     ("errors", "spec"),
     ("rounds", "store"),
     ("record", "disk"),

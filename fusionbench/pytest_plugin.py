@@ -49,8 +49,8 @@ def _named(path: Path, config: pytest.Config) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
-    """Where a test has ``fusion_job`` and ``benchmark``, the latter takes the samples of the former."""
-    for item in items:
+    """Where a test has ``fusion_job`` and pytest-benchmark's ``benchmark``, the latter takes samples of the former."""
+    for item in items if config.pluginmanager.hasplugin("pytest-benchmark") else ():
         if {"fusion_job", "benchmark"} <= set(getattr(item, "fixturenames", ())):
             from .testing.replay import take_samples
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,14 +55,22 @@ SDPA, CONCAT = f"tiny.toml::cross_attention/sdpa/{CASE}", f"tiny.toml::concat/ea
 @pytest.fixture
 def tiny(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     registry.strategies()
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "kernels")]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    )
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     (pytester.path / "tiny.toml").write_text(TINY)
     return pytester
 
 
 def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    return pytester.runpytest_inprocess(*LOADED, "-p", "no:cacheprovider", "-W", "error", *arguments)
+    without = (
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:hypothesispytest",
+    )  # the latter takes 2 s to say that it was not used
+    return pytester.runpytest_inprocess(*LOADED, *without, "-W", "error", *arguments)
 
 
 def plain(result: pytest.RunResult) -> str:
@@ -143,9 +152,10 @@ def test_a_suite_is_measured_in_workers_and_reported_by_pytest_benchmark(tiny: p
     assert one["params"]["strategy"] == "cross_attention"
     assert one["params"]["dtype"] == "fp32"
     info = one["extra_info"]
-    assert info["rounds"] == 2
+    assert info["rounds"] in (1, 2)  # one, where the machine is so busy that a worker takes seconds to begin
     assert (info["timer"], info["cache"], info["device"]) == ("wall", "hot", "cpu")
-    assert info["ci95_s"][0] <= one["stats"]["median"] <= info["ci95_s"][1]
+    low, high = info["ci95_s"]
+    assert low * 0.999 <= one["stats"]["median"] <= high * 1.001
     assert info["flops"] > 0
     assert info["machine"]
     assert 1e-6 < one["stats"]["min"] < 1e-2
@@ -273,6 +283,13 @@ def test_a_wrong_option_is_told_with_the_nearest_right_one(options: dict[str, An
     assert "\n" not in str(caught.value)
 
 
+def test_the_readmes_test_passes(tiny: pytest.Pytester) -> None:
+    found = re.search(r"```python\n(# test_adapter\.py\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found
+    tiny.makepyfile(found[1])
+    run(tiny).assert_outcomes(passed=1)
+
+
 def test_a_preset_is_a_job_where_it_has_one_part(made_up: dict[str, Any]) -> None:
     case = FusionJob()(preset="lxmert", scale="1/8", backend="sdpa").job.case
     assert (case.preset, case.shrink) == ("lxmert", 8)
@@ -322,8 +339,9 @@ def test_a_tool_that_measures_calls_gets_the_call(tiny: pytest.Pytester) -> None
             config.pluginmanager.register(types.SimpleNamespace(is_codspeed_enabled=True), "codspeed_plugin")
 
         @pytest.fixture
-        def benchmark():
+        def benchmark(request):
             def measured(call):
+                assert request.node.get_closest_marker("benchmark") is None  # CodSpeed's has no "timer"
                 (output,) = call()
                 print("measured", output.shape[-1])
             return measured
@@ -353,7 +371,8 @@ def test_a_call_in_this_process_is_checked_first_and_leaves_no_setting(
 
 def test_ctrl_c_ends_the_job_and_leaves_no_process(tiny: pytest.Pytester) -> None:
     (tiny.path / "tiny.toml").write_text(TINY.replace('"cross_attention", "concat"', '"hangs"').replace(', "sdpa"', ""))
-    command = [sys.executable, "-m", "pytest", *LOADED, "tiny.toml", "-o", f"fusionbench_plugins={FAULTY}", "-v"]
+    options = ("-p", "no:hypothesispytest", "-o", f"fusionbench_plugins={FAULTY}", "-W", "error", "-v")
+    command = [sys.executable, "-m", "pytest", *LOADED, "tiny.toml", *options]
     process = subprocess.Popen(
         command, cwd=tiny.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -367,6 +386,7 @@ def test_ctrl_c_ends_the_job_and_leaves_no_process(tiny: pytest.Pytester) -> Non
     output, _ = process.communicate(timeout=60)
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output
     assert "KeyboardInterrupt" in output
+    assert "Benchmark fixture was not used" not in output
     gone, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
     assert len(gone) >= 3

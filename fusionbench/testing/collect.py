@@ -89,10 +89,8 @@ def with_samples(request: pytest.FixtureRequest, benchmark: Any) -> None:
     """Measure the job in worker processes; pytest-benchmark gets the samples."""
     item: JobItem = request.node
     budget = item.parent.budget if benchmark.enabled else replace(item.parent.budget, rounds=1)
-    try:
+    with replay.nothing_else(benchmark):
         record = item.measured(budget)
-    except FusionbenchError as error:
-        replay.fail(benchmark, error)
     replay.feed(benchmark, record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -82,13 +83,16 @@ class FusionJob:
         limits: dict[str, Any] = {field: asked.pop(field) for field in Budget.__struct_fields__ if field in asked}
         budget = replace_budget(BUDGET, **limits)
         found = settled(suite.single(_axes(strategy, asked), "fusion_job"))
-        if isinstance(found, Skip):
-            record = Record(job=found.job, status="skipped", reason=found.reason, environment=measure.environment().id)
-        else:
-            record = measure.measure(found, budget, [str(path) for path in self.plugins])
+        plugins = [str(path) for path in self.plugins]
+        with nullcontext() if benchmark is None else replay.nothing_else(benchmark):
+            record = _skipped(found) if isinstance(found, Skip) else measure.measure(found, budget, plugins)
         if benchmark is not None:
             _give(benchmark, record, budget)
         return record
+
+
+def _skipped(found: Skip) -> Record:
+    return Record(job=found.job, status="skipped", reason=found.reason, environment=measure.environment().id)
 
 
 def _axes(strategy: str, asked: dict[str, Any]) -> dict[str, Any]:

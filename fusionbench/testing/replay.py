@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from collections.abc import Iterator
 from time import perf_counter
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -35,8 +36,7 @@ def take_samples(item: pytest.Item) -> None:
 def feed(benchmark: Any, record: Record) -> None:
     """Give the samples of a record, in seconds per call, to pytest-benchmark, and beside them what else is known."""
     if record.status != "ok" or record.time is None:
-        with contextlib.suppress(measure.JobFailedError):
-            fail(benchmark, measure.JobFailedError(record.reason))
+        _leave_out(benchmark)
         return
     samples = [ns / 1e9 for ns in record.time.calls_ns]
     benchmark.extra_info.update(facts.facts(record, measure.environment()))
@@ -48,14 +48,23 @@ def feed(benchmark: Any, record: Record) -> None:
         _moments.clear()
 
 
-def fail(benchmark: Any, error: Exception) -> NoReturn:
-    """Fail inside the benchmark, so that its report knows that there is nothing to show."""
+@contextlib.contextmanager
+def nothing_else(benchmark: Any) -> Iterator[None]:
+    """What ends the block early, Ctrl-C too, leaves the benchmark out of the report, and unused without a warning."""
+    try:
+        yield
+    except BaseException:
+        _leave_out(benchmark)
+        raise
 
-    def failing() -> None:
-        raise error
 
-    benchmark.pedantic(failing)
-    raise error
+def _leave_out(benchmark: Any) -> None:
+    with contextlib.suppress(measure.JobFailedError):
+        benchmark.pedantic(_failing)
+
+
+def _failing() -> None:
+    raise measure.JobFailedError("there are no samples")
 
 
 def _told() -> None:

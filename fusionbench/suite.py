@@ -392,6 +392,25 @@ def _job(point: Mapping[str, Any], part: Part | None, sweep: Sweep) -> Job:
     return Job(strategy=strategy, backend=point["backends"], case=shrunk(case, denominator(point.get("scale", "1"))))
 
 
+def single(axes: Mapping[str, Any], source: str) -> Job:
+    """The one job that has these values of the axes, and the rest by default; ``source`` is what messages call it.
+
+    Raises SuiteError for what no suite could say, and for a preset that stands for several jobs.
+    """
+    _refuse_unknown(axes, AXES, source)
+    data = {axis: [value] for axis, value in axes.items()}
+    try:
+        sweep = msgspec.convert(data, Sweep)
+    except msgspec.ValidationError as error:
+        raise SuiteError(f"{source}: {_explain(str(error), data).replace(' 1: ', ': ', 1)}") from None
+    _check_sweep(sweep, source)
+    found = [_job(point, part, sweep) for point, part in _points(sweep)]
+    if len(found) > 1:
+        labels = ", ".join(f"'{label}'" for label, _ in parts(sweep.presets))
+        raise SuiteError(f"{source}: preset '{sweep.presets[0]}' stands for {len(found)} jobs; name one of {labels}")
+    return found[0]
+
+
 def folder() -> Path:
     """Where the shipped suites are: inside the installed wheel, or in the checkout."""
     inside = Path(__file__).with_name("suites")

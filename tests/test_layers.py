@@ -27,7 +27,7 @@ LAYERS = (
     ("worker", "runner", "engines"),
     ("report", "export", "sealed", "launch", "trial", "pairing", "inspection", "claims", "doctor", "profiling"),
     ("terminal", "progress", "present", "findings", "diagnosis", "breakdown", "summary"),
-    ("session", "paired_session", "checking", "cli", "__main__"),
+    ("session", "paired_session", "checking", "cli", "__main__", "testing", "pytest_plugin"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Rooms whose files build on each other, in this order where it matters; elsewhere a file may use any sibling.
@@ -67,6 +67,7 @@ SAME_ROOM = {
     ("session", "cli"),
     ("checking", "cli"),
     ("cli", "__main__"),
+    ("testing", "pytest_plugin"),
     ("errors", "spec"),
     ("rounds", "store"),
     ("record", "disk"),

@@ -88,6 +88,26 @@ def test_waiting_for_a_core_is_recorded_where_linux_tells() -> None:
     assert all(delay >= 0 for delay in timing.run_delay_ns)
 
 
+@pytest.mark.parametrize("inside", [True, False], ids=["inside the sample", "between the two clocks"])
+def test_only_what_was_waited_inside_a_sample_counts(inside: bool) -> None:
+    delay_ns = 0
+
+    def wait() -> None:
+        nonlocal delay_ns
+        start = clock.perf_counter_ns()
+        clock.sleep(0.1)
+        delay_ns += clock.perf_counter_ns() - start
+
+    def waited() -> int:
+        if not inside:
+            wait()
+        return delay_ns
+
+    elapsed, delay = time._sample(wait if inside else lambda: None, 1, waited)
+    assert delay is not None
+    assert 0.5 * elapsed < delay < elapsed if inside else delay == 0
+
+
 @dataclass
 class Slow:
     """A call of 1 ms by a clock that only it moves, and the values it was called with."""

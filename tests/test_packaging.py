@@ -32,6 +32,8 @@ def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(wheel: Path) 
     assert "fusionbench/report/page.html" in names
     assert {"fusionbench/py.typed", "fusionbench_kernels/py.typed", "fusionbench_kernels/configs.json"} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
+    (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
+    assert b"[pytest11]\nfusionbench = fusionbench.pytest_plugin" in zipfile.ZipFile(wheel).read(entry_points)
 
 
 def test_the_installed_wheel_finds_its_suites(wheel: Path, tmp_path: Path) -> None:

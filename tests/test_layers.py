@@ -19,13 +19,15 @@ LAYERS = (
         *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
         *("fitness", "device_lock", "roofline"),
     ),
+    ("change_points", "history"),
+    ("timeline", "wording"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
     ("measuring", "schedule", "ceilings"),
     ("worker", "runner", "engines"),
     ("report", "export", "sealed", "launch", "inspection", "claims", "doctor", "profiling"),
-    ("terminal", "progress", "present", "findings", "diagnosis", "breakdown"),
+    ("terminal", "progress", "present", "findings", "diagnosis", "breakdown", "archive", "trend"),
     ("session", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

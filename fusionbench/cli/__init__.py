@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__, exits
 from ..errors import FusionbenchError, printable
-from . import examining, listing, reading, running
+from . import examining, listing, reading, running, tracking
 
 EPILOG = (
     "Exit codes: 0 fine, 1 regression (check), 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine "
@@ -52,6 +52,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "resume": running.resume,
     "show": reading.show,
     "report": reading.report,
+    "history": tracking.history,
     "claims": examining.claims,
     "inspect": examining.inspect,
     "doctor": examining.doctor,

@@ -18,12 +18,14 @@ Floats = npt.NDArray[np.float64]
 # With fewer values on a side every change-point rule seen is late or noisy (shared research, harness 2.18 and 3).
 MIN_SIDE = 10
 # A change must explain more than this times the logarithm of the number of values, in units of the long-run variance.
-# Of 1,000 series of nothing but noise 0 to 15 then have one (METHODOLOGY.md, History).
-PENALTY = 4.0
+# Of 1,000 series of nothing but noise 0 to 13 then have one (METHODOLOGY.md, History).
+PENALTY = 3.0
 # How much one value resembles the next: measured between neighbouring processes of one machine (shared research,
 # harness 5.1: 0.5 to 0.86). A series says so itself only when it is long, so this counts as much as PRIOR values do.
-PRIOR_CORRELATION, PRIOR, MOST_CORRELATION = 0.6, 40, 0.8
+PRIOR_CORRELATION, PRIOR, MOST_CORRELATION = 0.6, 120, 0.8
 LIMIT = 3.0  # standard deviations from its neighbours' median beyond which a value counts no more
+# A step is one difference or two among many; what exceeds so many standard deviations counts no more than that.
+STEP_LIMIT, _LIMITED_POWER = 1.5, 0.778  # mean square of a normal variable that is cut there
 _TO_SD = 1 / 0.6745  # of the median absolute deviation of a normal distribution
 _95 = 1.96
 MEDIAN_VARIANCE = math.pi / 2  # of a median, in units of the mean's
@@ -136,7 +138,7 @@ def long_run_deviation(logs: Floats) -> float:
     From the differences of neighbours, in which a step is one value of many.
     """
     steps = np.diff(logs)
-    room = LIMIT * _TO_SD * float(np.median(np.abs(steps)))
+    room = STEP_LIMIT * _TO_SD * float(np.median(np.abs(steps)))
     steps = np.clip(steps, -room, room) if room else steps
     power = float(steps @ steps)
     if not power:
@@ -144,4 +146,5 @@ def long_run_deviation(logs: Floats) -> float:
     n = len(logs)
     own = 1 + 2 * float(steps[1:] @ steps[:-1]) / power  # as in x(t) = rho x(t-1) + noise
     rho = min(MOST_CORRELATION, max(0.0, (n * own + PRIOR * PRIOR_CORRELATION) / (n + PRIOR)))
-    return math.sqrt(power / len(steps) * (1 + rho) / (2 * (1 - rho) ** 2))
+    variance = power / len(steps) / (_LIMITED_POWER if room else 1)
+    return math.sqrt(variance * (1 + rho) / (2 * (1 - rho) ** 2))

@@ -46,7 +46,7 @@ def history(
         if report:
             from ..report import history as page
 
-            typer.echo(str(page.write(report, found, title=folder.resolve().name)))
+            typer.echo(str(page.write(report, found, title=folder.resolve().name)), err=json)
         if json:
             print_json(builtins(found))
         elif not report:

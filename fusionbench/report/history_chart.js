@@ -8,7 +8,7 @@ const minute = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 16).
 
 // Runs lie at equal distances: bursts of commits would hide behind each other on an axis of time.
 function timeTicks(s) {
-  const count = s.at.length, most = Math.min(count, innerWidth < 600 ? 4 : 9);
+  const count = s.at.length, most = Math.min(count, 9, Math.max(3, Math.floor(innerWidth / 130)));
   const vals = [...new Set(Array.from({ length: most }, (_, i) => Math.round((i * (count - 1)) / Math.max(1, most - 1))))];
   const alike = day(s.at[0]) === day(s.at[count - 1]);
   return { tickvals: vals, ticktext: vals.map((i) => (alike ? minute(s.at[i]).slice(11) : day(s.at[i]))) };
@@ -80,7 +80,7 @@ async function drawJob(s, chart) {
   for (const trace of traces) trace.y = trace.y.map((v) => (v === null ? null : v * unit));
   await Plotly.react(chart, traces, layout({
     margin: { l: innerWidth < 600 ? 44 : 64, r: 34, t: top, b: 44 },
-    xaxis: { range: [-0.8, s.at.length - 0.2], ...timeTicks(s), showgrid: false, ticklabeloverflow: "allow" },
+    xaxis: { range: [-0.8, s.at.length - 0.2], ...timeTicks(s), showgrid: false, ticklabeloverflow: "allow", tickangle: 0 },
     yaxis: { title: { text: `median, ${unit === 1000 ? "µs" : "ms"}` }, range: [bottom * unit, (high + room) * unit], nticks: 6 },
     shapes: marks.map((m) => upright(m.x, m.colour, m.dash)), annotations: labels,
   }), CONFIG);

@@ -19,6 +19,7 @@ from msgspec.structs import astuple
 
 from . import store
 from .collector import paused
+from .disk import NewerSchemaError
 from .errors import DamagedError, StoreError, printable
 from .record import VERSION, Environment, Record, Roofline
 from .report.files import replacing
@@ -68,14 +69,18 @@ def seal_run(run: Path, path: Path) -> Path:
     return seal(found.records(), known.environments, path, known.rooflines, known.damage)
 
 
-def unseal(path: Path) -> store.Run:
-    """What ``seal`` was given. Raises StoreError for a file that is damaged, newer, or something else."""
+def unseal(path: Path, fields: Sequence[str] = ()) -> store.Run:
+    """What ``seal`` was given. Raises StoreError for a file that is damaged, newer, or something else.
+
+    Where ``fields`` of a record are named (``job`` and ``status`` among them), only their columns are read, and the
+    others have their defaults.
+    """
     shown = printable(str(path))
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             environments, rooflines, damage = _facts(file, shown)
             records: list[Record] = []
-            for batch in file.iter_batches(_ROW_GROUP):
+            for batch in file.iter_batches(_ROW_GROUP, columns=list(fields) or None):
                 records += msgspec.convert(_python(batch.to_struct_array()), list[Record])
     except (pa.ArrowException, msgspec.MsgspecError, KeyError, ValueError, OSError) as error:
         raise DamagedError(f"'{shown}' cannot be read as a sealed run: {printable(str(error))}") from error
@@ -87,7 +92,7 @@ def _facts(file: pyarrow.parquet.ParquetFile, shown: str) -> tuple[dict[str, Env
     metadata = file.schema_arrow.metadata or {}
     version = int(metadata.get(_VERSION, b"0"))
     if version > VERSION:
-        raise StoreError(f"'{shown}': schema {version} is newer than this fusionbench ({VERSION}); upgrade")
+        raise NewerSchemaError(f"'{shown}': schema {version} is newer than this fusionbench ({VERSION}); upgrade")
     if version < 1:
         raise StoreError(f"'{shown}' is a Parquet file, but no sealed run of fusionbench")
     if file.metadata.num_rows > MAX_ROWS:

@@ -20,13 +20,15 @@ LAYERS = (
         *("fitness", "device_lock", "roofline", "paired", "facts"),
     ),
     ("baseline", "comparison", "judge"),
+    ("change_points", "history"),
+    ("timeline", "wording"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
     ("measuring", "schedule", "ceilings"),
     ("worker", "runner", "engines"),
     ("report", "export", "sealed", "launch", "trial", "pairing", "inspection", "claims", "doctor", "profiling"),
-    ("terminal", "progress", "present", "findings", "diagnosis", "breakdown", "summary"),
+    ("terminal", "progress", "present", "findings", "diagnosis", "breakdown", "summary", "archive", "trend"),
     ("session", "paired_session", "checking", "cli", "__main__", "testing", "pytest_plugin"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

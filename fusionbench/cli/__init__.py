@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__, exits
 from ..errors import FusionbenchError, printable
-from . import comparing, examining, exporting, listing, reading, running, summarizing
+from . import comparing, examining, exporting, listing, reading, running, summarizing, tracking
 
 EPILOG = (
     "Exit codes: 0 fine, 1 regression (check), 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine "
@@ -56,6 +56,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "compare": comparing.compare,
     "check": comparing.check,
     "summarize": summarizing.summarize,
+    "history": tracking.history,
     "claims": examining.claims,
     "inspect": examining.inspect,
     "doctor": examining.doctor,

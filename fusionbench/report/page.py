@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from ..errors import printable
 from ..ledger import Ledger
 from ..record import Environment
-from . import claims
-from .files import replacing
+from . import claims, document
+from .document import LONGEST
 from .rank import latest
 
 # What must agree, besides the lengths, for two timings to be compared.
@@ -44,7 +37,6 @@ _MEASURED = (
     *("rel_l2", "yardstick_rel_l2", "cosine", "max_abs", "grad_rel_l2", "grad_yardstick_rel_l2", "joules_per_call"),
 )
 _SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "claims.js", "page.js")
-_LONGEST = 2000  # characters of one text that the page carries
 
 
 def write(
@@ -61,31 +53,15 @@ def write(
     shown, checked = latest(frame), claims.payload(ledgers)
     shown = _as_asked(shown)
     payload = {
-        "command": printable(command, _LONGEST),
+        "command": printable(command, LONGEST),
         "superseded": len(frame) - len(shown),
         "rows": len(shown),
         "columns": _columns(shown),
-        "environments": [_clean(msgspec.to_builtins(e)) for e in environments.values()],
+        "environments": [document.environment(e) for e in environments.values()],
         "ledgers": checked,
-        "problems": [printable(p, _LONGEST) for p in problems],
+        "problems": [printable(p, LONGEST) for p in problems],
     }
-    data = base64.b64encode(gzip.compress(msgspec.json.encode(payload), compresslevel=6, mtime=0)).decode()
-    room = files(__package__)
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        room.joinpath("page.html").read_text("utf-8")
-    )
-    scripts = "\n".join(room.joinpath(name).read_text("utf-8") for name in _SCRIPTS)
-    html = template.render(
-        title=printable(title),
-        claims=bool(checked),
-        style=Markup(room.joinpath("page.css").read_text("utf-8")),  # noqa: S704 - package data
-        plotly=Markup(get_plotlyjs()),  # noqa: S704 - the installed package
-        script=Markup(f"(() => {{\n{scripts}\n}})();"),  # noqa: S704 - package data
-        data=data,
-    )
-    with replacing(path) as temporary:
-        temporary.write_text(html, "utf-8")
-    return path
+    return document.write(path, "page.html", ("page.css",), _SCRIPTS, payload, title=title, claims=bool(checked))
 
 
 def _as_asked(shown: pd.DataFrame) -> pd.DataFrame:
@@ -95,18 +71,13 @@ def _as_asked(shown: pd.DataFrame) -> pd.DataFrame:
     return shown.assign(name=shown["strategy"], strategy=shown["candidate"], **own)
 
 
-def _clean(facts: dict[str, Any]) -> dict[str, Any]:
-    shown = {name: ", ".join(value) if isinstance(value, list | tuple) else value for name, value in facts.items()}
-    return {name: printable(v, _LONGEST) if isinstance(v, str) else v for name, v in shown.items()}
-
-
 def _columns(frame: pd.DataFrame) -> dict[str, Any]:
     """Texts and sizes as dictionary codes (-1: none), measurements as numbers with six digits (null: none)."""
     columns: dict[str, Any] = {name: _coded(frame[name]) for name in _CODED}
     for name in _MEASURED:
         values = frame[name].to_numpy(np.float64, na_value=np.nan)
         if not np.isnan(values).all():
-            columns[name] = {"numbers": _rounded(values).tolist()}
+            columns[name] = {"numbers": document.rounded(values).tolist()}
     condition = _conditions(frame)
     columns["condition"] = {"codes": condition.tolist()}
     cells = pd.DataFrame({"condition": condition, "image": frame["image"].array, "text": frame["text"].array})
@@ -116,7 +87,7 @@ def _columns(frame: pd.DataFrame) -> dict[str, Any]:
 
 def _coded(column: pd.Series) -> dict[str, Any]:
     codes, values = pd.factorize(column)
-    plain = [printable(v, _LONGEST) if isinstance(v, str) else v for v in values.tolist()]
+    plain = [printable(v, LONGEST) if isinstance(v, str) else v for v in values.tolist()]
     return {"values": plain, "codes": codes.tolist()}
 
 
@@ -127,11 +98,3 @@ def _conditions(frame: pd.DataFrame) -> npt.NDArray[np.int64]:
     timers = timers.where(timers.notna(), timers.groupby(base, sort=False).transform("first"))
     keys = timers.assign(base=base)
     return keys.groupby(["base", *_TIMER], sort=False, dropna=False).ngroup().to_numpy().astype(np.int64)
-
-
-def _rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Six significant digits: the samples are not known better, and the page is half as large."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = 10.0 ** (5 - np.floor(np.log10(np.abs(values))))
-        rounded: npt.NDArray[np.float64] = np.where(values == 0, 0.0, np.round(values * scale) / scale)
-    return rounded

@@ -75,11 +75,13 @@ def _beginning(path: Path, shown: str) -> bytes:
 def _with_records(run: store.Run, shown: str) -> store.Run:
     if run.records:
         return run
-    if not run.damage:
-        raise NothingError(f"run '{shown}' has no records: there is nothing to compare")
-    if run.path.is_dir() or run.path.suffix in (".jsonl", ".parquet"):
+    if run.path.is_file() and run.path.suffix not in (".jsonl", ".parquet"):
+        raise StoreError(
+            f"'{shown}' is neither a run, a shard (.jsonl), a sealed run (.parquet) nor a baseline (.json)"
+        )
+    if run.damage:
         raise DamagedError(f"run '{shown}' is damaged: {run.damage[0]}")
-    raise StoreError(f"'{shown}' is neither a run, a shard (.jsonl), a sealed run (.parquet) nor a baseline (.json)")
+    raise NothingError(f"run '{shown}' has no records: there is nothing to compare")
 
 
 def renamed(run: store.Run, machine: str | None) -> store.Run:
@@ -131,8 +133,8 @@ def judged(
     """
     asked = gates or (GATES if found.run else ("deterministic",))
     of_jobs = [gate for gate in asked if found.run or gate == "timing"]
-    of_kernels = [_of_kernels(path, base, out) for path, base in found.kernels if "deterministic" in asked]
     told = judge.judge(_compared(found, head, asked, how, out), of_jobs, confirm)
+    of_kernels = [_of_kernels(path, base, out) for path, base in found.kernels if "deterministic" in asked]
     return judge.concluded(told.comparison, [*told.rulings, *of_kernels])
 
 

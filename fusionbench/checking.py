@@ -77,11 +77,13 @@ def _beginning(path: Path, shown: str) -> bytes:
 def _with_records(run: store.Run, shown: str) -> store.Run:
     if run.records:
         return run
-    if not run.damage:
-        raise NothingError(f"run '{shown}' has no records: there is nothing to compare")
-    if run.path.is_dir() or run.path.suffix in (".jsonl", ".parquet"):
+    if run.path.is_file() and run.path.suffix not in (".jsonl", ".parquet"):
+        raise StoreError(
+            f"'{shown}' is neither a run, a shard (.jsonl), a sealed run (.parquet) nor a baseline (.json)"
+        )
+    if run.damage:
         raise DamagedError(f"run '{shown}' is damaged: {run.damage[0]}")
-    raise StoreError(f"'{shown}' is neither a run, a shard (.jsonl), a sealed run (.parquet) nor a baseline (.json)")
+    raise NothingError(f"run '{shown}' has no records: there is nothing to compare")
 
 
 def renamed(run: store.Run, machine: str | None) -> store.Run:
@@ -132,9 +134,9 @@ def judged(
         raise FusionbenchError("nothing to judge by; name a baseline with --baseline FILE, or a revision with --paired")
     asked = gates or (GATES if found.run else ("deterministic",))
     of_jobs = [gate for gate in asked if found.run or gate == "timing"]
-    of_kernels = [_of_kernels(path, base, out) for path, base in found.kernels if "deterministic" in asked]
     compared = _compared(found, head, asked, how, out)
     told = judge.judge(compared, of_jobs, _confirm(found, compared, how, out))
+    of_kernels = [_of_kernels(path, base, out) for path, base in found.kernels if "deterministic" in asked]
     return judge.concluded(told.comparison, [*told.rulings, *of_kernels])
 
 

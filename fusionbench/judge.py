@@ -16,6 +16,9 @@ Confirm = Callable[[Sequence[str]], Mapping[str, Delta]]
 """Measures jobs of these keys again, against the commit of the base and in fresh pairs; raises FusionbenchError where
 that cannot be done. What it settles has ``stage`` "confirm"."""
 
+# A job whose noise hides even this much is not judged by its being unclear.
+COARSEST = 0.25
+
 RENEW = 'fusionbench baseline update --reason "…"'
 
 
@@ -99,27 +102,35 @@ def _timing(comparison: Comparison, confirm: Confirm | None) -> tuple[Comparison
     timed = {delta.key for delta in comparison.deltas if delta.ratio is not None}
     if not timed:
         return comparison, _not_timed("no job has times on both sides")
+    unsettled: list[str] = []
     if comparison.method == "stored":
-        timed = {delta.key for delta in comparison.deltas if delta.key in timed and delta.rounds >= MIN_ROUNDS}
-        if not timed:
+        if all(delta.rounds < MIN_ROUNDS for delta in comparison.deltas if delta.key in timed):
             return comparison, _not_timed(f"no job has {MIN_ROUNDS} rounds on both sides; measure with more rounds")
         comparison, unsettled = _confirmed(comparison, confirm)
-    else:
-        unsettled = [delta.reason for delta in comparison.deltas if delta.key in timed and _unsettled(delta)]
+    judged = sum(delta.key in timed and _shows(delta) for delta in comparison.deltas)
     slower = tuple((delta.key, _slower(delta)) for delta in comparison.deltas if delta.verdict == "slower")
     if unsettled and not slower:
-        return comparison, _not_timed(f"{jobs(len(unsettled))} may be slower, unconfirmed: {unsettled[0]}", len(timed))
+        return comparison, _not_timed(f"{jobs(len(unsettled))} may be slower, unconfirmed: {unsettled[0]}", judged)
+    if not judged:
+        return comparison, _not_timed(_too_noisy(comparison))
     outcome = "failed" if slower else "passed"
-    return comparison, Ruling(gate="timing", outcome=outcome, judged=len(timed), failures=slower)  # type: ignore[arg-type]
+    return comparison, Ruling(gate="timing", outcome=outcome, judged=judged, failures=slower)  # type: ignore[arg-type]
 
 
 def _not_timed(reason: str, judged: int = 0) -> Ruling:
     return Ruling(gate="timing", outcome="not judged", judged=judged, reason=reason)
 
 
-def _unsettled(delta: Delta) -> bool:
-    """Whether a paired measurement ended before it could say more than that a job looks slower."""
-    return delta.verdict == "slower" and delta.stage == "screen"
+def _shows(delta: Delta) -> bool:
+    """Whether a slow-down that matters would have been seen in these times."""
+    fine = delta.detectable is not None and delta.detectable <= COARSEST
+    return delta.verdict != "unclear" or delta.stage == "confirm" or fine
+
+
+def _too_noisy(comparison: Comparison) -> str:
+    least = min((delta.detectable for delta in comparison.deltas if delta.detectable is not None), default=None)
+    seen = f" (at best {least:+.0%} would have been seen)" if least is not None else ""
+    return f"every job is unclear{seen}; measure on a quieter machine, with more rounds, or in pairs with --paired"
 
 
 def _confirmed(comparison: Comparison, confirm: Confirm | None) -> tuple[Comparison, list[str]]:

@@ -9,10 +9,11 @@ import re
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import force_setattr, replace
 
-from fusionbench import baseline
+from fusionbench import baseline, suite
 from fusionbench.baseline import latest, load, pace_of, place
 from fusionbench.compare import compare
 from fusionbench.disk import NewerSchemaError
@@ -275,6 +276,25 @@ def test_what_is_too_large_to_be_read_again_is_not_written(file: Path, monkeypat
         baseline.encode(made)
     with pytest.raises(StoreError, match="cannot be stored"):
         baseline.encode(replace(made, environment=replace(made.environment, machine="\ud800")))
+
+
+# --- those that are committed ---------------------------------------------------------------------------------------
+
+
+COMMITTED = sorted((ROOT / "results" / "baseline").glob("*/*.json"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_committed_baseline_is_whole_and_of_todays_suite(path: Path) -> None:
+    made = load(path)
+    assert path == place(ROOT / "results" / "baseline", made.environment.machine, made.suite_name)
+    assert made.suite_hash == suite.read(str(suite.shipped()[made.suite_name])).hash
+    assert not made.environment.dirty
+    assert all(None not in msgspec.structs.astuple(job.facts) for job in made.jobs if job.status == "ok")
+
+
+def test_ci_has_a_baseline() -> None:
+    assert ROOT / "results" / "baseline" / "ci" / "smoke.json" in COMMITTED
 
 
 # --- where it is ---------------------------------------------------------------------------------------------------

@@ -154,7 +154,8 @@ def test_help_imports_no_heavy_library() -> None:
 
 def test_results_are_read_and_judged_without_torch() -> None:
     loaded = modules_after(
-        "import fusionbench.store, fusionbench.export.formats, fusionbench.sealed, fusionbench.report.page, fusionbench.report.table"
+        "import fusionbench.checking, fusionbench.export.formats, fusionbench.sealed, fusionbench.report.page, "
+        "fusionbench.report.table, fusionbench.archive, fusionbench.summary.terminal"
     )
     assert "pandas" in loaded
     assert "torch" not in loaded

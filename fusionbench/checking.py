@@ -181,6 +181,9 @@ def _confirm(found: Baselines, compared: Comparison, how: Measuring, out: Consol
         )
 
     def confirm(keys: Sequence[str]) -> Mapping[str, Delta]:
+        if compared.head.commit == compared.base.commit and not compared.head.dirty:
+            why = "the code is that of the baseline: it is the machine that was slower"
+            return {key: Delta(key=key, verdict="unclear", stage="confirm", reason=why) for key in keys}
         from . import paired_session
 
         return paired_session.confirmation(request, out, quiet=how.quiet)(keys)

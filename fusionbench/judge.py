@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec.structs import replace
 
 from . import exits
-from .compare import MIN_ROUNDS
+from .compare import MIN_ROUNDS, TOLERANCE
 from .delta import GATES, Comparison, Delta, Gate, Judgement, Ruling, Side, jobs
 from .errors import FusionbenchError
 from .facts import told
@@ -135,11 +135,13 @@ def _too_noisy(comparison: Comparison) -> str:
 
 def _confirmed(comparison: Comparison, confirm: Confirm | None) -> tuple[Comparison, list[str]]:
     """The comparison with what fresh pairs say of the jobs that looked slower, and why where they say nothing."""
-    suspects = [delta.key for delta in comparison.deltas if delta.verdict == "slower"]
-    if not suspects:
+    slower = [delta.key for delta in comparison.deltas if delta.verdict == "slower"]
+    suspects = [delta.key for delta in comparison.deltas if delta.verdict == "slower" or _suspect(delta)]
+    able = confirm is not None and comparison.base.commit and not comparison.base.dirty
+    if not (suspects if able else slower):
         return comparison, []
     fresh, why = _measured_again(comparison.base, suspects, confirm)
-    unsettled = {key: why for key in suspects if key not in fresh}
+    unsettled = {key: why for key in slower if key not in fresh}
     deltas = tuple(
         replace(fresh[delta.key], changes=delta.changes, facts=delta.facts) if delta.key in fresh
         else replace(delta, verdict="unclear", reason=why) if delta.key in unsettled
@@ -147,6 +149,11 @@ def _confirmed(comparison: Comparison, confirm: Confirm | None) -> tuple[Compari
         for delta in comparison.deltas
     )  # fmt: skip
     return replace(comparison, deltas=deltas), list(unsettled.values())
+
+
+def _suspect(delta: Delta) -> bool:
+    """Whether a job that is not called slower deserves a second look: it costs time, and no false alarm."""
+    return delta.verdict == "unclear" and delta.ratio is not None and delta.ratio > 1 + TOLERANCE
 
 
 def _measured_again(base: Side, keys: Sequence[str], confirm: Confirm | None) -> tuple[dict[str, Delta], str]:

@@ -153,6 +153,15 @@ def test_what_fresh_pairs_do_not_confirm_was_noise_and_passes(slow: Comparison) 
     assert {delta.verdict for delta in found.comparison.deltas} == {"unclear", "same"}
 
 
+def test_a_job_that_may_be_slower_gets_a_second_look_and_no_verdict_without_one(slow: Comparison) -> None:
+    doubtful = replace(slow.deltas[2], verdict="unclear", ratio=1.06, low=0.9, high=1.3)
+    comparison = replace(slow, deltas=(doubtful,))
+    confirm = confirming()
+    assert outcome(judge(comparison, TIMING, confirm))[0] == "passed"  # type: ignore[arg-type]
+    assert confirm.asked == [doubtful.key]  # type: ignore[attr-defined]
+    assert judge(comparison, TIMING, refusing).comparison.deltas == (doubtful,)
+
+
 def test_where_nothing_looks_slower_nothing_is_measured_again(tmp_path: Path) -> None:
     confirm = confirming(b1="slower")
     assert outcome(judge(both(tmp_path, [record()], [record(seed=1)]), TIMING, confirm)) == ("passed", 0)  # type: ignore[arg-type]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fusionbench import pairing, registry, suite, trial
-from fusionbench.delta import Delta
+from fusionbench.cli import app
+from fusionbench.delta import Delta, Judgement
 from fusionbench.errors import FusionbenchError
 from fusionbench.pairing import Outcome, Request
 from fusionbench.spec import Budget, Job
+from fusionbench.summary import as_json
 
 BUDGET = Budget(measure_s=0.1, warmup_s=0.0, min_samples=6, max_samples=20, timeout_s=60, rounds=1)
 
@@ -50,6 +56,14 @@ width = [64]
 heads = [1]
 projectors = ["identity"]
 devices = ["cpu"]
+"""
+
+
+TIMES = """
+[budget]
+measure_s = 0.1
+warmup_s = 0.0
+min_samples = 6
 """
 
 
@@ -165,6 +179,66 @@ def test_jobs_named_by_another_screen_are_confirmed_in_fresh_pairs_alone(
     assert set(found) == {key}
     assert (found[key].verdict, found[key].stage, found[key].rounds) == ("slower", "confirm", 5)
     assert set(listener.stages) == {"1 suspects", "confirm"}
+
+
+def arguments(repo: Path, *more: str) -> list[str]:
+    (repo / "mine.toml").write_text(SUITE.format(names='"mine"') + TIMES)
+    return ["check", "--paired", "main", "--suite", str(repo / "mine.toml"), "--plugin", str(repo / "mine.py"), *more]
+
+
+def test_the_command_line_fails_with_1_and_writes_what_it_found(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "CONFIRM_ROUNDS", 5)
+    monkeypatch.setattr(trial, "MOST_CONFIRM_ROUNDS", 5)
+    monkeypatch.chdir(mine)
+    done = CliRunner().invoke(app, arguments(mine, "--rounds", "3", "--json", "found.json", "--junit", "found.xml"))
+    assert done.exit_code == 1, done.output
+    assert "slower" in done.stdout
+    assert "1 looked slower: measured again in fresh pairs, 5 rounds in all" in done.stderr
+    found = as_json.load(mine / "found.json")
+    assert isinstance(found, Judgement)
+    assert [delta.verdict for delta in found.comparison.deltas] == ["slower"]
+    assert 'failures="1"' in (mine / "found.xml").read_text()
+
+
+def test_ctrl_c_shows_what_is_known_and_leaves_nothing_behind(mine: Path) -> None:
+    command = [sys.executable, "-m", "fusionbench", *arguments(mine, "--rounds", "900")]
+    with subprocess.Popen(command, cwd=mine, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 60
+        while git(mine, "worktree", "list").count("\n") == 1 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(3)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "SIGINT: stopping" in err
+    assert "interrupted: nothing is said of the jobs that are missing" in err
+    assert "not judged" in out
+    assert "Traceback" not in out + err
+    assert git(mine, "worktree", "list").count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--baseline", "base.json"], "no baseline at"),
+        (["results/run"], "--paired measures both sides now; leave 'results/run' out"),
+        (["--rounds", "0"], "0 is not in the range"),
+        (["--head", "nowhere"], "no revision 'nowhere' in"),
+        (
+            ["--python", "bin/python"],
+            "no interpreter 'bin/python' in the checkout of 'main'; name a setup that makes it",
+        ),
+    ],
+)
+def test_what_makes_no_sense_beside_paired_is_told_in_one_line(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], words: str
+) -> None:
+    monkeypatch.chdir(mine)
+    done = CliRunner().invoke(app, arguments(mine, *more))
+    error = done.exception
+    code, told = (error.exit_code, str(error)) if isinstance(error, FusionbenchError) else (done.exit_code, done.stderr)
+    assert code == 2
+    assert words in " ".join(told.split())
 
 
 def test_the_user_may_stop_it_and_the_checkouts_are_removed(mine: Path) -> None:

@@ -222,7 +222,7 @@ def test_ctrl_c_shows_what_is_known_and_leaves_nothing_behind(mine: Path) -> Non
     [
         (["--baseline", "base.json"], "no baseline at"),
         (["results/run"], "--paired measures both sides now; leave 'results/run' out"),
-        (["--rounds", "0"], "0 is not in the range"),
+        (["--rounds", "0"], "Invalid value for '--rounds'"),
         (["--head", "nowhere"], "no revision 'nowhere' in"),
         (
             ["--python", "bin/python"],

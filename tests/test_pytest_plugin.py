@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from fusionbench import registry
 from fusionbench.errors import FusionbenchError
 from fusionbench.record import FAILED, Record
-from fusionbench.testing import collect, here, measure  # imported here, lest an inner pytest take them away again
+from fusionbench.testing import collect, here, measure
 from fusionbench.testing.fusion_job import BUDGET, FusionJob
 
 pytest_plugins = ["pytester"]
@@ -52,12 +52,23 @@ CASE = "b1-i7x16-t3x16-w16-h2-n1-f4/identity/fp32/cpu/fwd"
 SDPA, CONCAT = f"tiny.toml::cross_attention/sdpa/{CASE}", f"tiny.toml::concat/eager/{CASE}"
 
 
+@pytest.fixture(scope="module")
+def template() -> Record:
+    return FusionJob((FAULTY,))("cross_attention", image=7, text=3, width=16, measure_s=0.02)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def everything_is_imported(template: Record) -> None:
+    """pytester takes away what was imported since it came, and no class of those modules would be found again."""
+    registry.strategies()
+    with here.call(template.job, BUDGET) as call:
+        call()
+
+
 @pytest.fixture
 def tiny(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    registry.strategies()
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    )
+    path = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     (pytester.path / "tiny.toml").write_text(TINY)
     return pytester
@@ -75,11 +86,6 @@ def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
 
 def plain(result: pytest.RunResult) -> str:
     return result.stdout.str() + result.stderr.str()
-
-
-@pytest.fixture(scope="module")
-def template() -> Record:
-    return FusionJob()("cross_attention", image=7, text=3, width=16, measure_s=0.02)
 
 
 @pytest.fixture

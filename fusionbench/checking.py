@@ -36,6 +36,7 @@ class Measuring:
     plugins: tuple[str, ...] = ()
     machine: str | None = None
     quiet: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def measured(base: Baseline, path: Path, gates: Sequence[Gate], how: Measuring, 
         machine=how.machine,
         warn=lambda problem: note(out, problem),
     )
-    outcome = session.measure(prepared, out, quiet=how.quiet)
+    outcome = session.measure(prepared, out, quiet=how.quiet, strict=how.strict)
     if outcome.signal:
         stopped = FusionbenchError(f"interrupted, nothing was judged; what was measured is in '{prepared.folder}'")
         stopped.exit_code = 128 + outcome.signal

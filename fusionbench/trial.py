@@ -16,6 +16,7 @@ from .delta import Change, Delta, Verdict
 from .engines.local import Cancelled
 from .engines.twins import Pair
 from .errors import printable
+from .fitness import crowded
 from .paired import MOST_ROUNDS, Estimate, effect, estimate, rejected, rounds_for
 from .record import Record
 from .schedule import blocks
@@ -59,6 +60,8 @@ class Found:
     base: Record | None = None  # of the first round
     head: Record | None = None
     settled: Delta | None = None  # a side failed: there is nothing to time
+    throttled: list[set[str]] = field(default_factory=list)  # reasons, of each round in which the GPU was held down
+    foreign: int = 0  # processes of others on the GPU, at most at once
 
     def add(self, pair: Pair) -> None:
         self.base, self.head, self.loops = self.base or pair.base, self.head or pair.head, pair.loops
@@ -66,6 +69,10 @@ class Found:
             self.settled = _settled(self.job, pair, after=len(self.effects))
             return
         self.effects.append(effect(pair.turns))
+        seen = [record.device for record in (pair.base, pair.head) if record.device]
+        self.foreign = max(self.foreign, *(state.foreign for state in seen), 0)
+        if pair.throttled:
+            self.throttled.append({reason for state in seen for reason in state.throttle})
         for times, turns in zip((self.base_ns, self.head_ns), zip(*pair.turns, strict=True), strict=True):
             times.append(median(turns))
 
@@ -145,6 +152,7 @@ class Trial:
             verdict, reason = "unclear", "looked slower in the screen; the trial ended before it was measured again"
         elif verdict == "unclear":
             reason = _why_unclear(found.effects)
+        reason = "; ".join(filter(None, (reason, *_disturbed(found))))
         return Delta(
             key=key, verdict=verdict, base_ns=base_ns, head_ns=head_ns, ratio=each.ratio, low=each.low, high=each.high,
             detectable=each.detectable if math.isfinite(each.detectable) else None, rounds=each.rounds,
@@ -212,7 +220,7 @@ def _settled(job: Job, pair: Pair, *, after: int) -> Delta:
         status if status in ("ok", "skipped") else "failed" for status in (pair.base.status, pair.head.status)
     )
     if base == head == "ok":
-        return Delta(key=job.key, verdict="unclear", reason="a process of this job died between two turns")
+        return Delta(key=job.key, verdict="unclear", reason="the memory holds one side of this job, not both at once")
     told = [
         f"{name}: {each.status}, {each.reason}"
         for name, each in (("base", pair.base), ("head", pair.head))
@@ -220,6 +228,15 @@ def _settled(job: Job, pair: Pair, *, after: int) -> Delta:
     ]
     verdict = "unclear" if after and head == "ok" else _SETTLED.get((base, head), "same")
     return Delta(key=job.key, verdict=verdict, reason=printable("; ".join(told), 500))
+
+
+def _disturbed(found: Found) -> Iterable[str]:
+    """What the reader of these times must know of the GPU's state."""
+    if found.throttled:
+        reasons, often = ", ".join(sorted(set().union(*found.throttled))), len(found.throttled)
+        yield f"'{found.job.case.device}' throttled ({reasons}) in {often} of {len(found.effects)} rounds"
+    if found.foreign:
+        yield crowded(found.foreign, f"'{found.job.case.device}'")
 
 
 def _why_unclear(effects: Collection[float]) -> str:

@@ -173,6 +173,7 @@ def check(
         plugins=tuple(str(path) for path in plugin or []),
         machine=machine or None,
         quiet=quiet,
+        strict=strict,
     )
     judged = checking.judged(found, run, asked, how, out)
     _print(judged.comparison, judged, everything)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from socket import socketpair
 from statistics import median
@@ -47,8 +48,9 @@ class Pair:
 
     base: Record
     head: Record
-    turns: tuple[tuple[float, float], ...] = ()  # (base, head), neighbours in time
+    turns: tuple[tuple[float, float], ...] = ()  # (base, head), neighbours in time; none where a side failed
     loops: int = 0
+    throttled: bool = False  # the GPU was held down in most turns, so that these count for want of better ones
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Host:
             self._process.wait(5)
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4096))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        if any(f"No module named {HOST}" in line or f"No module named '{HOST}" in line for line in lines):
+        if any(re.search(r"No module named '?fusionbench\.engines", line) for line in lines):
             return "its fusionbench is older than measuring by turns; choose a later base"
         return printable(lines[-1]) if lines else f"exit code {self._process.poll()}"
 
@@ -186,34 +188,55 @@ class Twins:
         if number != self._number:
             self._renew(number)
         base, head = self._hosts
-        cores = _cores(job, self.budget.threads, number)
         order = (base, head) if number % 2 == 0 else (head, base)
-        turns = Turns(slice_s=SLICE_S, cores=cores)
         answers: dict[Host, Turn | Record] = {}
         for host in order:
-            begin = Begin(visit=Visit(job=job, round=number, loops=loops), budget=self.budget, turns=turns)
-            answer = answers[host] = host.ask(begin, self.budget.timeout_s, self.stopping)
+            answer = answers[host] = self._begun(host, Visit(job=job, round=number, loops=loops))
             loops = answer.loops if isinstance(answer, Turn) else loops
-        ready = [host for host in order if isinstance(answers[host], Turn)]
-        taken = self._alternate(ready) if len(ready) == 2 else {}
-        records = {host: self._end(host, answers[host], fed=len(ready) == 2) for host in order}
-        pairs = tuple(zip(taken.get(base, ()), taken.get(head, ()), strict=True))
-        return Pair(records[base], records[head], pairs, loops)
+        turns: list[tuple[float, float]] = []
+        throttled = False
+        if all(isinstance(answer, Turn) for answer in answers.values()):
+            turns, throttled = self._alternate(order, answers)
+        records = {host: self._end(host, answers[host], fed=bool(turns)) for host in order}
+        pair = Pair(records[base], records[head], tuple(turns), loops, throttled)
+        return self._apart(pair, number) if {pair.base.status, pair.head.status} == {"ok", "oom"} else pair
 
-    def _alternate(self, order: Sequence[Host]) -> dict[Host, list[float]]:
-        """Turn by turn, the median of a call, in the order ABBA until the round is precise or has had its time."""
-        taken: dict[Host, list[float]] = {host: [] for host in order}
-        number, most = 0, MOST_TURNS
-        while number < LEAST_TURNS or (number < most and not _precise(list(zip(*taken.values(), strict=True)))):
-            for host in order if number % 2 == 0 else reversed(order):
+    def _begun(self, host: Host, visit: Visit) -> Turn | Record:
+        """The visit's process is built and warm, or has failed."""
+        turns = Turns(slice_s=SLICE_S, cores=_cores(visit.job, self.budget.threads, visit.round), root=os.getpid())
+        return host.ask(Begin(visit=visit, budget=self.budget, turns=turns), self.budget.timeout_s, self.stopping)
+
+    def _alternate(
+        self, order: Sequence[Host], answers: dict[Host, Turn | Record]
+    ) -> tuple[list[tuple[float, float]], bool]:
+        """Turn by turn, the median of a call, in the order ABBA until the round is precise or has had its time; and
+        whether the device was throttled. None where a side died in the middle: ``answers`` gets its record."""
+        pairs: list[tuple[float, float]] = []
+        throttled: list[bool] = []
+        most = MOST_TURNS
+        while _another(pairs, throttled, most):
+            turns: dict[Host, Turn] = {}
+            for host in order if len(pairs) % 2 == 0 else reversed(order):
                 answer = host.ask(True, self.budget.timeout_s, self.stopping)
-                if isinstance(answer, Record):  # it died in the middle
-                    return {}
-                taken[host].append(median(_on_core(answer, self.budget.threads)))
-                if not number:
-                    most = _most_turns(self.budget, answer)
-            number += 1
-        return taken
+                if isinstance(answer, Record):
+                    answers[host] = answer
+                    return [], False
+                turns[host] = answer
+            if not pairs:
+                most = _most_turns(self.budget, turns[order[-1]])
+            base, head = (median(_on_core(turns[host], self.budget.threads)) for host in self._hosts)
+            pairs.append((base, head))
+            throttled.append(any(turn.throttled for turn in turns.values()))
+        calm = _calm(pairs, throttled)
+        return (calm, False) if 2 * len(calm) >= len(pairs) else (pairs, True)
+
+    def _apart(self, pair: Pair, number: int) -> Pair:
+        """The pair with the side that ran out of memory measured by itself: the other may have had what it lacks."""
+        self._renew(number)  # and nothing of the other is left
+        base, head = self._hosts
+        host, record = (base, pair.base) if pair.base.status == "oom" else (head, pair.head)
+        alone = self._end(host, self._begun(host, Visit(job=record.job, round=number, loops=pair.loops)), fed=False)
+        return replace(pair, base=alone) if host is base else replace(pair, head=alone)
 
     def _end(self, host: Host, answer: Turn | Record, *, fed: bool) -> Record:
         """The record of a visit; where the other side failed, after the one turn that a record needs."""
@@ -231,6 +254,19 @@ def _most_turns(budget: Budget, first: Turn) -> int:
     turn_s = max(SLICE_S, sum(ns for ns, _ in first.samples) / 1e9)
     wanted = max(budget.measure_s / budget.rounds, ROUND_S) / turn_s
     return 2 * round(min(max(wanted, LEAST_TURNS), MOST_TURNS) / 2)
+
+
+def _another(pairs: Sequence[tuple[float, float]], throttled: Sequence[bool], most: int) -> bool:
+    """Whether both sides take another turn: until the effect of those that were not throttled is known."""
+    if len(pairs) < LEAST_TURNS or len(pairs) % 2:
+        return True
+    calm = _calm(pairs, throttled)
+    return len(pairs) < most and (len(calm) < LEAST_TURNS or not _precise(calm))
+
+
+def _calm(pairs: Sequence[tuple[float, float]], throttled: Sequence[bool]) -> list[tuple[float, float]]:
+    """The turns of each whole ABBA in which nothing held the device down."""
+    return [pair for n in range(0, len(pairs) - 1, 2) if not any(throttled[n : n + 2]) for pair in pairs[n : n + 2]]
 
 
 def _precise(turns: Sequence[tuple[float, float]]) -> bool:

@@ -200,6 +200,19 @@ def test_the_command_line_fails_with_1_and_writes_what_it_found(mine: Path, monk
     assert 'failures="1"' in (mine / "found.xml").read_text()
 
 
+def test_ctrl_c_before_the_first_round_leaves_nothing_behind_either(mine: Path) -> None:
+    command = [sys.executable, "-m", "fusionbench", *arguments(mine)]
+    with subprocess.Popen(command, cwd=mine, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 60
+        while git(mine, "worktree", "list").count("\n") == 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGTERM)
+        _, err = running.communicate(timeout=60)
+    assert running.returncode in (130, 143), err
+    assert "Traceback" not in err
+    assert git(mine, "worktree", "list").count("\n") == 1
+
+
 def test_ctrl_c_shows_what_is_known_and_leaves_nothing_behind(mine: Path) -> None:
     command = [sys.executable, "-m", "fusionbench", *arguments(mine, "--rounds", "900")]
     with subprocess.Popen(command, cwd=mine, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:

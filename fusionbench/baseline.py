@@ -260,7 +260,7 @@ def _decoded(data: bytes, damaged: str) -> Baseline:
     elif end is None:
         why = "its end is missing"
     elif end[1] != _checksum(data[: end.start()]):
-        why = "its checksum does not match; was it edited by hand?"
+        why = "its checksum does not match (edited by hand?)"
     else:
         try:
             return msgspec.json.decode(data, type=Baseline)

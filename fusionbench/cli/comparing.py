@@ -198,12 +198,13 @@ def update(
     """Write a run as the baseline of its suite on its machine, and say what changed against the one before."""
     _refuse_folders(output)
     from .. import baseline as baselines
-    from .. import present
+    from .. import checking, present
 
     if not reason.strip():  # told before a large run is read
         raise FusionbenchError(f"a baseline needs a reason, for whoever reviews it: {baselines.ANEW}")
     with paused():
-        made = baselines.of(present.read(run, results), reason, machine or None)
+        found = checking.whole_run(run, "keep") if run else present.read(None, results)
+        made = baselines.of(found, reason, machine or None)
     path = output or baselines.place(baselines.FOLDER, made.environment.machine, made.suite_name)
     data, before = baselines.encode(made), _before(path)
     _write(path, data)

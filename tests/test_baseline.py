@@ -18,7 +18,7 @@ from fusionbench.baseline import latest, load, pace_of, place
 from fusionbench.compare import compare
 from fusionbench.disk import NewerSchemaError
 from fusionbench.errors import DamagedError, FusionbenchError, NothingError, StoreError
-from fusionbench.export import to_parquet
+from fusionbench.export.tables import to_parquet
 from fusionbench.report.frame import frame
 from tests.comparing import BUDGET, HASH, failed, here, kept, record, run, timing
 

@@ -16,6 +16,7 @@ from .baseline import ANEW, Baseline
 from .comparison import Source
 from .delta import GATES, Comparison, Delta, Gate, Judgement, Ruling
 from .disk import explained, opened
+from .environment import PACKAGE
 from .errors import DamagedError, FusionbenchError, NothingError, StoreError, printable
 from .inspection import Inspection
 from .shard import MAX_SHARD
@@ -179,6 +180,7 @@ def _confirm(found: Baselines, compared: Comparison, how: Measuring, out: Consol
             budget=base.budget,
             plugins=tuple(map(Path, plugins)),
             limit=base.limit,
+            where=Path(plugins[0]).parent if plugins else PACKAGE,
         )
 
     def confirm(keys: Sequence[str]) -> Mapping[str, Delta]:
@@ -200,15 +202,15 @@ def _compared(found: Baselines, head: Path | None, gates: Sequence[Gate], how: M
         (path, profile), *_ = found.kernels
         return judge.kernels_alone(printable(str(path)), len(profile.profiles))
     path, base = found.run
-    run = _read_head(head) if head else measured(base, path, gates, how, out)
+    run = whole_run(head, "judge") if head else measured(base, path, gates, how, out)
     return comparison.of(base, renamed(run, how.machine), (str(path), str(run.path)))
 
 
-def _read_head(path: Path) -> store.Run:
-    """The run to judge: a damaged one may have lost what it should be judged for."""
+def whole_run(path: Path, what: str) -> store.Run:
+    """The run to judge or keep: a damaged one may have lost what matters, and a baseline is none."""
     found = side(path)
     if isinstance(found, Baseline):
-        raise FusionbenchError(f"'{printable(str(path))}' is a baseline; give the run that it is to judge")
+        raise FusionbenchError(f"'{printable(str(path))}' is a baseline; give the run to {what}")
     if found.damaged:
         raise DamagedError(f"run '{printable(str(path))}' is damaged ({found.damage[0]}); measure it again")
     return found

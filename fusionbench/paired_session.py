@@ -89,7 +89,10 @@ def execute(
     is about the jobs that were done by then."""
     jobs = pairing.jobs(request)
     with _prepared(request, jobs, out, quiet, strict) as (display, stopping):
-        found: Outcome = pairing.run(request, jobs, display, stopping.asked)
+        try:
+            found: Outcome = pairing.run(request, jobs, display, stopping.asked)
+        except Cancelled:  # before either side had answered
+            raise KeyboardInterrupt from None
     if found.interrupted:
         rulings = [Ruling(gate=gate, outcome="not judged", reason="interrupted") for gate in gates or GATES]
         return judge.concluded(found.comparison, rulings), stopping.number

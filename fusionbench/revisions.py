@@ -205,7 +205,7 @@ def _made(folder: Path, repo: Repository) -> Path:
 @contextlib.contextmanager
 def _alone(repo: Repository) -> Iterator[None]:
     """Make and remove one checkout of the repository at a time: git reads the others' notes, and fails on half a one
-    (10 of 600 failed when ten did so at once)."""
+    (about 2 of 600 failed when ten did so at once)."""
     common = repo.path / _git(repo, "rev-parse", "--git-common-dir").removesuffix("\n")
     try:
         file = os.open(common, os.O_RDONLY | os.O_DIRECTORY)

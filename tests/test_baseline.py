@@ -18,7 +18,7 @@ from fusionbench.baseline import latest, load, pace_of, place
 from fusionbench.compare import compare
 from fusionbench.disk import NewerSchemaError
 from fusionbench.errors import DamagedError, FusionbenchError, NothingError, StoreError
-from fusionbench.export import to_parquet
+from fusionbench.export.tables import to_parquet
 from fusionbench.report.frame import frame
 from tests.comparing import BUDGET, HASH, failed, here, kept, record, run, timing
 
@@ -165,7 +165,7 @@ def test_a_number_edited_by_hand_is_damage(file: Path) -> None:
     text = file.read_text()
     assert '"flops":1000' in text
     file.write_text(text.replace('"flops":1000', '"flops":9000', 1))
-    told(file, DamagedError, 6, "its checksum does not match; was it edited by hand")
+    told(file, DamagedError, 6, r"its checksum does not match \(edited by hand\?\); restore it")
 
 
 def test_a_line_that_was_removed_is_damage(file: Path) -> None:

@@ -199,12 +199,13 @@ def update(
     """Write a run as the baseline of its suite on its machine, and say what changed against the one before."""
     _refuse_folders(output)
     from .. import baseline as baselines
-    from .. import present
+    from .. import checking, present
 
     if not reason.strip():  # told before a large run is read
         raise FusionbenchError(f"a baseline needs a reason, for whoever reviews it: {baselines.ANEW}")
     with paused():
-        made = baselines.of(present.read(run, results), reason, machine or None)
+        found = checking.whole_run(run, "keep") if run else present.read(None, results)
+        made = baselines.of(found, reason, machine or None)
     path = output or baselines.place(baselines.FOLDER, made.environment.machine, made.suite_name)
     data, before = baselines.encode(made), _before(path)
     _write(path, data)
@@ -270,7 +271,7 @@ def _changes(before: Baseline | None, made: Baseline) -> list[str]:
     from .. import comparison, facts
 
     lines = []
-    if not made.environment.commit or made.environment.dirty:
+    if not made.commit or made.dirty:
         lines.append("its commit is not known or had changes: what looks slower than it cannot be measured again")
     measured = sum(job.status == "ok" for job in made.jobs)
     if before is None:

@@ -299,6 +299,15 @@ def test_the_suite_of_a_baseline_is_measured_and_judged(fusionbench: FusionBench
     refused(fusionbench(*check, "--suite", "tiny.toml"), 2, "name that with --suite FILE, or write the baseline anew")
 
 
+def test_an_unfit_gpu_is_not_judged_under_strict(
+    fusionbench: FusionBench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = baseline.of(run(tmp_path / "runs", record()), "why")
+    Path("b.json").write_bytes(baseline.encode(replace(made, suite_hash=checking.suites.read("smoke").hash)))
+    monkeypatch.setattr(session.fitness, "warnings", lambda devices: ["it is hot"])
+    refused(fusionbench("check", "--baseline", "b.json", "-q", "--strict"), 4, "--strict: it is hot")
+
+
 def test_a_baseline_is_not_trusted_to_name_code(fusionbench: FusionBench, tmp_path: Path) -> None:
     found = run(tmp_path / "runs", record(), plugins=["/somewhere/gated.py"])
     made = replace(baseline.of(found, "why"), suite_hash=checking.suites.read("smoke").hash)

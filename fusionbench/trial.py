@@ -23,6 +23,7 @@ from .schedule import blocks
 from .spec import Job
 
 SCREEN_ROUNDS = 7
+LEAST_ROUNDS = 6  # fewer have no interval of 95 %: neither faster nor same is said of them
 # In the screen a job is suspect from half the tolerance on and where chance would do it once in five: it costs a second
 # look, no verdict.
 SUSPECT = math.sqrt(1 + TOLERANCE)
@@ -195,9 +196,10 @@ def judged(each: Estimate, base_ns: float, job: Job, *, confirmed: bool, sure: b
     tolerated = 1 + max(TOLERANCE, floor_ns / base_ns)
     if confirmed and sure and each.ratio > tolerated:
         return "slower"
-    if each.high < 1 / tolerated and each.rounds > 5:
+    if each.high < 1 / tolerated and each.rounds >= LEAST_ROUNDS:
         return "faster"
-    return "same" if 1 / tolerated <= each.low and each.high <= tolerated else "unclear"
+    within = 1 / tolerated <= each.low and each.high <= tolerated and each.rounds >= LEAST_ROUNDS
+    return "same" if within else "unclear"
 
 
 def _fresh(screened: Found | None, job: Job) -> Found:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from ..paired import standard_error
 from ..record import Environment, Record, decode_record
 from ..spec import Budget, Job, Visit
 from ..turns import Turn, Turns
-from .host import PROTOCOL, Begin, Hello
+from .host import PROTOCOL, Begin, Hello, Who, is_turn
 from .local import Cancelled
 
 HOST = "fusionbench.engines.host"
@@ -38,21 +39,25 @@ LEAST_TURNS, MOST_TURNS = 8, 40
 ROUND_S = 0.4
 PRECISION = 0.01  # standard error of a round's effect
 LOOK_S = 0.25
+# What a side may be only because the other one has the memory: it is asked again when that is free.
+BESIDE = ("oom", "error", "crash")
 GRACE_S = 60.0  # more than a job's own timeout, which the host enforces
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One round of a job on both sides: what came back, and the medians in ns of a call, turn by turn."""
+    """One round of a job on both sides: what came back, and the medians in ns of a call, turn by turn; ``reason`` says
+    why there are none where both sides went well."""
 
     base: Record
     head: Record
     turns: tuple[tuple[float, float], ...] = ()  # (base, head), neighbours in time
     loops: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True)
-class Side:
+class Code:
     """How the code of one revision is started: Python and its arguments, environment variables, plugin files."""
 
     name: str
@@ -61,17 +66,21 @@ class Side:
     plugins: tuple[str, ...] = ()
 
 
+class HostLostError(FusionbenchError):
+    """The process with the code of a revision has ended, which none of its jobs can do to it."""
+
+
 class Host:
     """A process with the code of one revision."""
 
-    def __init__(self, side: Side, preload: str) -> None:
-        self.name = side.name
+    def __init__(self, code: Code, preload: str) -> None:
+        self.name = printable(code.name)
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         ours, theirs = socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [*side.argv, "-m", HOST, str(theirs.fileno()), preload, *side.plugins],
-                env=dict(side.env), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+                [*code.argv, "-m", HOST, str(theirs.fileno()), preload, *code.plugins],
+                env=dict(code.env), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
                 pass_fds=(theirs.fileno(),), start_new_session=True,  # Ctrl-C is for us alone: a turn ends in peace
             )  # fmt: skip
         self._pipe = Connection(ours.detach())
@@ -79,32 +88,30 @@ class Host:
     def greeted(self, stopping: Callable[[], bool]) -> Environment:
         """Wait until it answers; raises FusionbenchError where its code is not what it should be."""
         try:
-            hello = msgspec.json.decode(self._receive(START_S, stopping), type=Hello)
+            answer = self._receive(START_S, stopping)
+            who = msgspec.json.decode(answer, type=Who)
+            if who.v == PROTOCOL:
+                return msgspec.json.decode(answer, type=Hello).environment
         except (EOFError, OSError, msgspec.MsgspecError):
-            self._process.wait()
-            raise FusionbenchError(
-                f"revision '{printable(self.name)}' cannot be measured: {self._last_words()}"
-            ) from None
-        if hello.v != PROTOCOL:
-            raise FusionbenchError(
-                f"revision '{printable(self.name)}' has fusionbench {printable(hello.fusionbench)}, which measures "
-                f"pairs in another way (protocol {hello.v}, here {PROTOCOL}); choose a later base"
-            )
-        return hello.environment
+            raise FusionbenchError(f"revision '{self.name}' cannot be measured: {self._last_words()}") from None
+        raise FusionbenchError(
+            f"revision '{self.name}' has fusionbench {printable(who.fusionbench)}, which measures pairs in another way "
+            f"(protocol {who.v}, here {PROTOCOL}); choose a later base"
+        )
 
     def ask(self, message: object, timeout_s: float, stopping: Callable[[], bool]) -> Turn | Record:
-        """A turn, or the record that ends the visit. Raises FusionbenchError where the host is gone."""
+        """A turn, or the record that ends the visit. Raises HostLostError where the host is gone, and FusionbenchError
+        where it says what nobody here understands."""
         try:
             self._pipe.send_bytes(msgspec.json.encode(message))
             answer = self._receive(timeout_s + GRACE_S, stopping)
         except (EOFError, OSError):
-            raise FusionbenchError(
-                f"the process of revision '{printable(self.name)}' has ended: {self._last_words()}"
-            ) from None
+            raise HostLostError(f"the process of revision '{self.name}' has ended: {self._last_words()}") from None
         try:
-            return msgspec.json.decode(answer, type=Turn)
-        except msgspec.MsgspecError:
-            return decode_record(answer)
+            return msgspec.json.decode(answer, type=Turn) if is_turn(answer) else decode_record(answer)
+        except msgspec.MsgspecError as error:
+            told = f"revision '{self.name}' writes records that this fusionbench cannot read ({printable(str(error))})"
+            raise FusionbenchError(f"{told}; measure with the later one of the two") from None
 
     def _receive(self, timeout_s: float, stopping: Callable[[], bool]) -> bytes:
         deadline = monotonic() + timeout_s
@@ -112,7 +119,7 @@ class Host:
             if stopping():
                 raise Cancelled
             if monotonic() > deadline:
-                raise FusionbenchError(f"the process of revision '{printable(self.name)}' does not answer")
+                raise FusionbenchError(f"the process of revision '{self.name}' does not answer")
         return self._pipe.recv_bytes()
 
     def _last_words(self) -> str:
@@ -120,7 +127,7 @@ class Host:
             self._process.wait(5)
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4096))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        if any(f"No module named {HOST}" in line or f"No module named '{HOST}" in line for line in lines):
+        if any(re.search(r"No module named '?fusionbench\.engines", line) for line in lines):
             return "its fusionbench is older than measuring by turns; choose a later base"
         return printable(lines[-1]) if lines else f"exit code {self._process.poll()}"
 
@@ -140,15 +147,15 @@ class Twins:
 
     def __init__(
         self,
-        base: Side,
-        head: Side,
+        base: Code,
+        head: Code,
         budget: Budget,
         stopping: Callable[[], bool] = lambda: False,
         *,
         compiles: bool = False,
     ) -> None:
         """``compiles``: some of the jobs do, so that every host has the compiler ready."""
-        self.sides, self.budget, self.stopping, self.compiles = (base, head), budget, stopping, compiles
+        self.codes, self.budget, self.stopping, self.compiles = (base, head), budget, stopping, compiles
         self.environments: tuple[Environment, Environment]  # of base and head, since they were entered
         self._hosts: tuple[Host, ...] = ()
         self._number = -1  # of the round that the hosts were started for
@@ -167,8 +174,8 @@ class Twins:
     def _renew(self, number: int) -> None:
         """New hosts for a new round, importing side by side. The first round profiles, which takes more modules."""
         self._close()
-        for side in self.sides:
-            self._hosts += (Host(side, "full" if number == 0 or self.compiles else "light"),)
+        for code in self.codes:
+            self._hosts += (Host(code, "full" if number == 0 or self.compiles else "light"),)
         base, head = (host.greeted(self.stopping) for host in self._hosts)
         self.environments = base, head
         self._number = number
@@ -181,49 +188,77 @@ class Twins:
     def round(self, job: Job, number: int, loops: int = 0) -> Pair:
         """One round: two fresh processes, turns in the order ABBA or BAAB. ``loops`` are those of the rounds before.
 
-        Raises Cancelled when the user asked to stop.
+        A host that is lost, killed by hand or for its memory, costs this round another beginning; one that is lost
+        again ends the trial with HostLostError. Raises Cancelled when the user asked to stop.
         """
         if number != self._number:
             self._renew(number)
+        try:
+            return self._round(job, number, loops)
+        except HostLostError:
+            self._renew(number)
+            return self._round(job, number, loops)
+
+    def _round(self, job: Job, number: int, loops: int) -> Pair:
         base, head = self._hosts
-        cores = _cores(job, self.budget.threads, number)
         order = (base, head) if number % 2 == 0 else (head, base)
-        turns = Turns(slice_s=SLICE_S, cores=cores)
         answers: dict[Host, Turn | Record] = {}
         for host in order:
-            begin = Begin(visit=Visit(job=job, round=number, loops=loops), budget=self.budget, turns=turns)
-            answer = answers[host] = host.ask(begin, self.budget.timeout_s, self.stopping)
+            answer = answers[host] = self._begin(host, job, number, loops)
             loops = answer.loops if isinstance(answer, Turn) else loops
-        ready = [host for host in order if isinstance(answers[host], Turn)]
-        taken = self._alternate(ready) if len(ready) == 2 else {}
-        records = {host: self._end(host, answers[host], fed=len(ready) == 2) for host in order}
-        pairs = tuple(zip(taken.get(base, ()), taken.get(head, ()), strict=True))
-        return Pair(records[base], records[head], pairs, loops)
-
-    def _alternate(self, order: Sequence[Host]) -> dict[Host, list[float]]:
-        """Turn by turn, the median of a call, in the order ABBA until the round is precise or has had its time."""
+        reason = self._one_by_one(order, answers, job, number, loops)
         taken: dict[Host, list[float]] = {host: [] for host in order}
+        if _ready(answers):
+            self._alternate(order, answers, taken)
+        turns = tuple(zip(taken[base], taken[head], strict=True)) if _ready(answers) else ()
+        records = {host: self._end(host, answers[host], fed=bool(taken[host])) for host in order}
+        return Pair(records[base], records[head], turns, loops, reason)
+
+    def _one_by_one(
+        self, order: tuple[Host, Host], answers: dict[Host, Turn | Record], job: Job, number: int, loops: int
+    ) -> str:
+        """Ask a side that failed beside the other one again when it is alone; what failed, where it has."""
+        first, second = (answers[host] for host in order)
+        if isinstance(first, Record) or isinstance(second, Turn) or second.status not in BESIDE:
+            return ""
+        answers[order[0]] = self._end(order[0], first, fed=False)
+        answers[order[1]] = self._end(order[1], self._begin(order[1], job, number, loops), fed=False)
+        return f"{order[1].name} goes well alone, and not beside the other side: {second.status}, {second.reason}"
+
+    def _begin(self, host: Host, job: Job, number: int, loops: int) -> Turn | Record:
+        turns = Turns(slice_s=SLICE_S, cores=_cores(job, self.budget.threads, number))
+        begin = Begin(visit=Visit(job=job, round=number, loops=loops), budget=self.budget, turns=turns)
+        return host.ask(begin, self.budget.timeout_s, self.stopping)
+
+    def _alternate(
+        self, order: Sequence[Host], answers: dict[Host, Turn | Record], taken: Mapping[Host, list[float]]
+    ) -> None:
+        """Turn by turn, in the order ABBA until the round is precise or has had its time: ``taken`` gets the median of
+        a call in each turn, ``answers`` the record of a side that ended in the middle."""
         number, most = 0, MOST_TURNS
         while number < LEAST_TURNS or (number < most and not _precise(list(zip(*taken.values(), strict=True)))):
             for host in order if number % 2 == 0 else reversed(order):
-                answer = host.ask(True, self.budget.timeout_s, self.stopping)
-                if isinstance(answer, Record):  # it died in the middle
-                    return {}
+                answer = answers[host] = host.ask(True, self.budget.timeout_s, self.stopping)
+                if isinstance(answer, Record):
+                    return
                 taken[host].append(median(_on_core(answer, self.budget.threads)))
                 if not number:
                     most = _most_turns(self.budget, answer)
             number += 1
-        return taken
 
     def _end(self, host: Host, answer: Turn | Record, *, fed: bool) -> Record:
-        """The record of a visit; where the other side failed, after the one turn that a record needs."""
+        """The record of a visit; of one that has had no turn, after the one that a record needs."""
         if isinstance(answer, Record):
             return answer
         for message in (False,) if fed else (True, False):
             answer = host.ask(message, self.budget.timeout_s, self.stopping)
             if isinstance(answer, Record):
                 return answer
-        raise FusionbenchError(f"the process of revision '{printable(host.name)}' does not end its visit")
+        raise FusionbenchError(f"the process of revision '{host.name}' does not end its visit")
+
+
+def _ready(answers: Mapping[Host, Turn | Record]) -> bool:
+    return all(isinstance(answer, Turn) for answer in answers.values())
 
 
 def _most_turns(budget: Budget, first: Turn) -> int:

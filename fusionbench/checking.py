@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from .comparison import Source
 from .delta import GATES, Comparison, Delta, Gate, Judgement, Ruling
 from .disk import explained, opened
 from .environment import PACKAGE
-from .errors import DamagedError, FusionbenchError, NothingError, StoreError, printable
+from .errors import DamagedError, FusionbenchError, NothingError, StoppedError, StoreError, printable
 from .inspection import Inspection
 from .shard import MAX_SHARD
 from .spec import Budget
@@ -38,6 +38,19 @@ class Measuring:
     machine: str | None = None
     quiet: bool = False
     strict: bool = False
+
+
+@dataclass(frozen=True)
+class Revisions:
+    """Two revisions as the user names them, and what of the suite is measured of each (see pairing.Request)."""
+
+    base: str
+    head: str | None = None
+    setup: str | None = None
+    python: str | None = None
+    rounds: int | None = None
+    only: Mapping[str, list[str]] = field(default_factory=dict)
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,45 +150,63 @@ def judged(
     asked = gates or (GATES if found.run else ("deterministic",))
     of_jobs = [gate for gate in asked if found.run or gate == "timing"]
     compared = _compared(found, head, asked, how, out)
-    told = judge.judge(compared, of_jobs, _confirm(found, compared, how, out))
+    told = judge.judge(compared, of_jobs, _confirm(found, compared, how, out, measured_now=head is None))
     of_kernels = [_of_kernels(path, base, out) for path, base in found.kernels if "deterministic" in asked]
     return judge.concluded(told.comparison, [*told.rulings, *of_kernels])
 
 
 def paired(
-    request: Callable[[], Request], found: Baselines, gates: Sequence[Gate], out: Console, *, quiet: bool, strict: bool
+    revisions: Revisions, found: Baselines, gates: Sequence[Gate], how: Measuring, out: Console
 ) -> tuple[Judgement, int]:
     """The judgement on two revisions, and on kernels; and the signal that ended it early, or 0."""
     if found.run is not None:
         raise FusionbenchError(
             f"--paired judges by a revision, and '{printable(str(found.run[0]))}' is another base; check one by one"
         )
-    from .engines import local
+    chosen = suites.narrow(suites.read(how.suite or "smoke"), dict(revisions.only))  # told before torch is imported
+    from . import launch, paired_session
+    from .pairing import Request
+    from .trial import SCREEN_ROUNDS
 
-    local.start_server()
-    from . import paired_session
-
-    told, stopped = paired_session.execute(request(), gates, out, quiet=quiet, strict=strict)
-    of_kernels = [] if stopped else [_of_kernels(path, base, out) for path, base in found.kernels]
+    launch.load_plugins(how.plugins)
+    request = Request(
+        base=revisions.base,
+        head=revisions.head,
+        suite=chosen,
+        budget=chosen.budget,
+        setup=revisions.setup,
+        python=revisions.python,
+        plugins=tuple(map(Path, how.plugins)),
+        limit=revisions.limit,
+        rounds=revisions.rounds or SCREEN_ROUNDS,
+    )
+    told, stopped = paired_session.execute(request, gates, out, quiet=how.quiet, strict=how.strict)
+    kernels = found.kernels if "deterministic" in (gates or GATES) and not stopped else ()
+    of_kernels = [_of_kernels(path, base, out) for path, base in kernels]
     return judge.concluded(told.comparison, [*told.rulings, *of_kernels]), stopped
 
 
-def _confirm(found: Baselines, compared: Comparison, how: Measuring, out: Console) -> judge.Confirm | None:
+def _confirm(
+    found: Baselines, compared: Comparison, how: Measuring, out: Console, *, measured_now: bool
+) -> judge.Confirm | None:
     """How suspects are measured again: the baseline's commit against the code of the run, by turns."""
     if found.run is None:
         return None
     path, base = found.run
 
     def request() -> Request:
+        head = compared.head
+        clean = head.commit and not head.dirty
+        if not clean and not measured_now:
+            raise FusionbenchError("the run is of uncommitted changes, which may be gone; commit, and measure it anew")
         from .launch import load_plugins
         from .pairing import Request
 
         plugins = _plugins(base, how.plugins)
         load_plugins(plugins)
-        head = compared.head
         return Request(
             base=compared.base.commit,
-            head=None if head.dirty or not head.commit else head.commit,
+            head=head.commit if clean else None,
             suite=suites.narrow(_suite(base, path, how.suite), base.only),
             budget=base.budget,
             plugins=tuple(map(Path, plugins)),
@@ -243,9 +274,7 @@ def measured(base: Baseline, path: Path, gates: Sequence[Gate], how: Measuring, 
     )
     outcome = session.measure(prepared, out, quiet=how.quiet, strict=how.strict)
     if outcome.signal:
-        stopped = FusionbenchError(f"interrupted, nothing was judged; what was measured is in '{prepared.folder}'")
-        stopped.exit_code = 128 + outcome.signal
-        raise stopped
+        raise StoppedError(f"nothing was judged; what was measured is in '{prepared.folder}'", outcome.signal)
     return store.read(prepared.folder)
 
 

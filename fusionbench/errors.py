@@ -5,6 +5,7 @@ FusionbenchError            exit code 2 unless said otherwise
 ├── UnknownNameError             a name nobody registered; the message holds the nearest one
 ├── MissingModalityError         a strategy was given None for a modality that it cannot do without
 ├── NothingError                 there is nothing to compare (exit code 5)
+├── StoppedError                 a signal ended it with nothing to show (exit code 130 or 143)
 ├── UnfitError                   the machine is not fit to measure (exit code 4)
 ├── DeviceLostError              a GPU is gone (exit code 3: its jobs fail, others go on)
 └── StoreError              a results folder cannot be read or written (exit code 6 when damaged)
@@ -43,6 +44,14 @@ class NothingError(FusionbenchError):
     """There is nothing to compare, which is no pass."""
 
     exit_code = 5
+
+
+class StoppedError(FusionbenchError):
+    """A signal ended it before there was anything to show."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(f"interrupted, {text}")
+        self.exit_code = 128 + number
 
 
 class UnfitError(FusionbenchError):

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from . import exits
 from .compare import MIN_ROUNDS, TOLERANCE
 from .delta import GATES, Comparison, Delta, Gate, Judgement, Ruling, Side, jobs
-from .errors import FusionbenchError
+from .errors import FusionbenchError, StoppedError
 from .facts import told
 
 Confirm = Callable[[Sequence[str]], Mapping[str, Delta]]
@@ -63,7 +63,7 @@ def kernels_alone(name: str, rows: int) -> Comparison:
 
 def _deterministic(comparison: Comparison) -> Ruling:
     failures = [(delta.key, line) for delta in comparison.deltas for line in _worse(delta)]
-    judged = sum(map(_has_facts if comparison.method == "stored" else _on_both_sides, comparison.deltas))
+    judged = sum(map(_has_facts, comparison.deltas))
     if not judged and not failures:
         return Ruling(gate="deterministic", outcome="not judged", reason="no job is ok on both sides")
     outcome = "failed" if failures else "passed"
@@ -72,10 +72,6 @@ def _deterministic(comparison: Comparison) -> Ruling:
 
 def _has_facts(delta: Delta) -> bool:
     return delta.facts > 0 or delta.verdict in ("broken", "missing")
-
-
-def _on_both_sides(delta: Delta) -> bool:
-    return delta.verdict not in ("new", "fixed")
 
 
 def _worse(delta: Delta) -> list[str]:
@@ -167,6 +163,8 @@ def _measured_again(base: Side, keys: Sequence[str], confirm: Confirm | None) ->
         return {}, f"{looked}; measure both in pairs with: fusionbench check --paired {base.commit[:12]}"
     try:
         found = confirm(keys)
+    except StoppedError:
+        raise
     except FusionbenchError as error:
         return {}, f"{looked}, and could not be measured again: {error}"
     settled = {key: delta for key, delta in found.items() if delta.stage == "confirm" or delta.verdict == "broken"}

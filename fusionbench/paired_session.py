@@ -15,8 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import device_lock, fitness, judge, pairing
 from .delta import GATES, Delta, Gate, Judgement, Ruling
+from .engines import local
 from .engines.local import Cancelled
-from .errors import UnfitError
+from .errors import FusionbenchError, StoppedError, UnfitError
 from .pairing import Outcome, Request
 from .progress import brief, duration
 from .spec import Job
@@ -87,12 +88,10 @@ def execute(
 ) -> tuple[Judgement, int]:
     """The judgement on all jobs of the request and, where a signal ended it early, the number of that signal: then it
     is about the jobs that were done by then."""
+    local.set_variables()
     jobs = pairing.jobs(request)
     with _prepared(request, jobs, out, quiet, strict) as (display, stopping):
-        try:
-            found: Outcome = pairing.run(request, jobs, display, stopping.asked)
-        except Cancelled:  # before either side had answered
-            raise KeyboardInterrupt from None
+        found: Outcome = pairing.run(request, jobs, display, stopping.asked)
     if found.interrupted:
         rulings = [Ruling(gate=gate, outcome="not judged", reason="interrupted") for gate in gates or GATES]
         return judge.concluded(found.comparison, rulings), stopping.number
@@ -103,13 +102,11 @@ def confirmation(request: Callable[[], Request], out: Console, *, quiet: bool) -
     """What suspects are measured again with: pairs of the two revisions that ``request`` names."""
 
     def confirm(keys: Sequence[str]) -> Mapping[str, Delta]:
+        local.set_variables()
         asked = replace(request(), only_jobs=frozenset(keys))
         jobs = pairing.jobs(asked)
         with _prepared(asked, jobs, out, quiet, strict=False) as (display, stopping):
-            try:
-                return pairing.confirm(asked, jobs, display, stopping.asked)
-            except Cancelled:
-                raise KeyboardInterrupt from None
+            return pairing.confirm(asked, jobs, display, stopping.asked)
 
     return confirm
 
@@ -149,6 +146,11 @@ def _prepared(
         try:
             with Display(out, len(jobs), request.rounds, quiet) as display:
                 yield display, stopping
+        except (Cancelled, FusionbenchError):
+            if not stopping.number:
+                raise
+            # Before the first round, or of a setup that had the same Ctrl-C.
+            raise StoppedError("nothing was judged", stopping.number) from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

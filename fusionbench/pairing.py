@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from . import backends, facts
-from .delta import Change, Comparison, Delta
-from .delta import Side as SideOf
-from .engines.twins import Side, Twins
+from .delta import Change, Comparison, Delta, Side
+from .engines.twins import Code, Twins
 from .environment import differences
 from .errors import FusionbenchError, printable
 from .plan import Plan
@@ -66,8 +65,8 @@ class Outcome:
 class Ready:
     """Both revisions, checked out and with their interpreters."""
 
-    base: tuple[Checkout, Side]
-    head: tuple[Checkout, Side]
+    base: tuple[Checkout, Code]
+    head: tuple[Checkout, Code]
     notes: tuple[str, ...] = field(default=())
 
 
@@ -133,11 +132,11 @@ def _ready(request: Request) -> Iterator[Ready]:
         sides = []
         for name, revision in (("base", base), ("head", head)):
             checkout = stack.enter_context(checked_out(repo, revision, folder / name))
-            sides.append((checkout, _side(checkout, repo, request)))
+            sides.append((checkout, _code(checkout, repo, request)))
         yield Ready(sides[0], sides[1], _notes(request, repo, base, head, [checkout for checkout, _ in sides]))
 
 
-def _side(checkout: Checkout, repo: Repository, request: Request) -> Side:
+def _code(checkout: Checkout, repo: Repository, request: Request) -> Code:
     found = interpreter(checkout, repo, request.setup, request.python)
     plugins = [_moved(plugin, checkout, repo) for plugin in request.plugins]
     if not found.paths and request.python is None and not any(path.is_relative_to(checkout.path) for path in plugins):
@@ -145,7 +144,7 @@ def _side(checkout: Checkout, repo: Repository, request: Request) -> Side:
             f"nothing that is measured comes from '{printable(str(repo.path))}', both revisions would run the same "
             "code; name a plugin in it (--plugin), or the environment of each checkout (--setup and --python)"
         )
-    return Side(
+    return Code(
         name=checkout.revision.name,
         argv=found.argv,
         env=found.env,
@@ -180,7 +179,7 @@ def _comparison(
     notes = (f"the environments differ: {', '.join(map(printable, changed))}",) if changed else ()
     now = datetime.now(UTC).isoformat(timespec="seconds")
     sides = [
-        SideOf(
+        Side(
             name=checkout.revision.name, machine=environment.machine, environment=environment.id,
             commit=checkout.revision.commit, dirty=checkout.revision.dirty, suite=request.suite.name,
             suite_hash=request.suite.hash, measured_at=now, jobs=len(deltas),

@@ -31,6 +31,7 @@ SUSPECT_P = 0.2
 # Fresh rounds for suspects: from 11 on one slow job among a hundred suspects can be told at all (the smallest p is
 # 1 / 2^rounds), and as many as their own noise asks for.
 CONFIRM_ROUNDS, MOST_CONFIRM_ROUNDS = 11, 31
+EDITED = "its code changed between two rounds; leave the working tree alone, or name a commit with --head"
 FALSE_RATE = 0.05  # of those called slower, how many may be chance (Benjamini-Hochberg), given the screen
 
 
@@ -68,6 +69,9 @@ class Found:
         self.base, self.head, self.loops = self.base or pair.base, self.head or pair.head, pair.loops
         if pair.base.status != "ok" or pair.head.status != "ok" or not pair.turns:
             self.settled = _settled(self.job, pair, after=len(self.effects))
+            return
+        if (self.base.source, self.head.source) != (pair.base.source, pair.head.source):
+            self.settled = Delta(key=self.job.key, verdict="unclear", reason=EDITED)
             return
         self.effects.append(effect(pair.turns))
         seen = [record.device for record in (pair.base, pair.head) if record.device]
@@ -222,7 +226,7 @@ def _settled(job: Job, pair: Pair, *, after: int) -> Delta:
         status if status in ("ok", "skipped") else "failed" for status in (pair.base.status, pair.head.status)
     )
     if base == head == "ok":
-        return Delta(key=job.key, verdict="unclear", reason="the memory holds one side of this job, not both at once")
+        return Delta(key=job.key, verdict="unclear", reason=printable(pair.reason, 500))
     told = [
         f"{name}: {each.status}, {each.reason}"
         for name, each in (("base", pair.base), ("head", pair.head))

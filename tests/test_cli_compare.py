@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from fusionbench import baseline, checking, inspection, session, store
 from fusionbench.cli import main
 from fusionbench.inspection import Inspected, Inspection
-from fusionbench.record import Record
+from fusionbench.record import Environment, Record
 from fusionbench.runner import Outcome
 from fusionbench.sealed import seal_run
 from tests.comparing import COSTS, failed, here, kept, record, run, timing
@@ -175,6 +175,23 @@ def test_the_exit_code_is_the_judgement(
     options = [argument for gate in gates for argument in ("--gate", gate)]
     found = fusionbench("check", path, "--baseline", file, *options)
     assert found[0] == code, found
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (here(commit="beef" * 10), "suite 'smoke' ("),  # the suite of today is not that of the baseline
+        (here(dirty=True), "the run is of uncommitted changes, which may be gone; commit, and measure it anew"),
+    ],
+)
+def test_a_suspect_that_cannot_be_measured_again_is_not_judged(
+    fusionbench: FusionBench, file: Path, tmp_path: Path, where: Environment, words: str
+) -> None:
+    path = run(tmp_path / "head", record(1, ms=1.3, seed=1), record(2), where=where).path
+    code, out, _ = fusionbench("check", path, "--baseline", file)
+    assert code == 5
+    assert "timing gate not judged" in out
+    assert f"could not be measured again: {words}" in " ".join(out.split())
 
 
 def test_a_baseline_of_another_machine_judges_facts_and_no_times(

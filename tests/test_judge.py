@@ -210,10 +210,16 @@ def paired(*deltas: Delta) -> Comparison:
 
 def test_a_paired_measurement_has_confirmed_already() -> None:
     slower = Delta(key="k", verdict="slower", ratio=1.3, low=1.2, high=1.4, rounds=11, stage="confirm")
-    same = Delta(key="l", verdict="same", ratio=1.0, low=0.99, high=1.01, rounds=3, stage="screen")
+    same = Delta(key="l", verdict="same", ratio=1.0, low=0.99, high=1.01, rounds=3, stage="screen", facts=4)
     assert outcome(judge(paired(slower, same), TIMING)) == ("failed", exits.REGRESSION)
     assert outcome(judge(paired(same), TIMING)) == ("passed", 0)
     assert outcome(judge(paired(same), DETERMINISTIC)) == ("passed", 0)
+
+
+def test_jobs_that_fail_on_both_sides_of_a_pair_pass_no_gate() -> None:
+    both = Delta(key="l", verdict="same", reason="base: error, x; head: error, x")
+    for gates in (TIMING, DETERMINISTIC):
+        assert outcome(judge(paired(both), gates)) == ("not judged", exits.NOTHING)
 
 
 # --- together ------------------------------------------------------------------------------------------------------

@@ -232,13 +232,13 @@ def test_ctrl_c_before_the_first_round_leaves_nothing_behind_either(mine: Path) 
             time.sleep(0.05)
         running.send_signal(signal.SIGTERM)
         _, err = running.communicate(timeout=60)
-    assert running.returncode in (130, 143), err
+    assert running.returncode == 143, err
     assert "Traceback" not in err
     assert git(mine, "worktree", "list").count("\n") == 1
 
 
 def test_ctrl_c_shows_what_is_known_and_leaves_nothing_behind(mine: Path) -> None:
-    command = [sys.executable, "-m", "fusionbench", *arguments(mine, "--rounds", "900")]
+    command = [sys.executable, "-m", "fusionbench", *arguments(mine, "--rounds", "200")]
     with subprocess.Popen(command, cwd=mine, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         deadline = time.monotonic() + 60
         while git(mine, "worktree", "list").count("\n") == 1 and time.monotonic() < deadline:

@@ -45,6 +45,7 @@ class Machine:
         self.rounds: Counter[str] = Counter()
         self.numbers: list[int] = []
         self.end_after: int | None = None
+        self.edited_after: int | None = None
         self.told: list[str] = []
 
     def measure(self, job: Job, number: int, loops: int = 0) -> Pair:
@@ -56,7 +57,12 @@ class Machine:
         side, as_what, since = self.fails.get(job.strategy, ("", "", 10**9))
         if self.rounds[job.strategy] > since:
             status[side] = as_what
-        base, head = (Record(job=job, status=status[name], reason="because") for name in ("base", "head"))  # type: ignore[arg-type]
+        edited = self.edited_after is not None and self.rounds[job.strategy] > self.edited_after
+        source = {"base": "a", "head": "c" if edited else "b"}
+        base, head = (
+            Record(job=job, status=status[name], reason="because", source=source[name])  # type: ignore[arg-type]
+            for name in ("base", "head")
+        )
         factor = self.slow.get(job.strategy, 1.0) * math.exp(self.random.gauss(0, self.deviation))
         turns = tuple((self.call_ns, self.call_ns * factor * self.random.gauss(1, 0.005)) for _ in range(8))
         return Pair(base, head, turns if set(status.values()) == {"ok"} else (), loops=1)
@@ -195,6 +201,24 @@ def test_a_trial_interrupted_in_the_screen_says_nothing_of_half_measured_jobs() 
     trial = Trial(machine.measure, machine)
     assert trial.run([job("a"), job("b")], seed=0) == ()
     assert trial.interrupted
+
+
+def test_code_that_is_edited_during_the_trial_is_not_judged() -> None:
+    machine = Machine(slow={"a": 1.5})
+    machine.edited_after = SCREEN_ROUNDS + 1
+    found = tried(machine, "a")["a"]
+    assert found.verdict == "unclear"
+    assert "its code changed between two rounds" in found.reason
+    assert machine.rounds["a"] == SCREEN_ROUNDS + 2
+
+
+def test_sides_that_have_memory_only_one_at_a_time_are_not_judged_broken() -> None:
+    machine = Machine()
+    pair = machine.measure(job("a"), 0)
+    found = Trial(lambda job, number, loops=0: Pair(pair.base, pair.head, reason="no room"), machine).run(
+        [job("a")], seed=0
+    )
+    assert [(delta.verdict, delta.reason) for delta in found] == [("unclear", "no room")]
 
 
 def test_rounds_of_the_confirmation_begin_no_round_0() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from fusionbench.engines import twins
 from fusionbench.engines.local import Cancelled
-from fusionbench.engines.twins import LEAST_TURNS, MOST_TURNS, SLICE_S, Side, Twins
+from fusionbench.engines.twins import LEAST_TURNS, MOST_TURNS, SLICE_S, Code, Twins
 from fusionbench.errors import FusionbenchError
 from fusionbench.record import Record, Status
 from fusionbench.spec import Budget, Case, Job, Shape
@@ -32,8 +32,8 @@ def job(strategy: str) -> Job:
     return Job(strategy=strategy, backend="eager", case=Case(shape=SHAPE, projector="identity"))
 
 
-def side(name: str, *plugins: str, argv: tuple[str, ...] = (sys.executable, "-P"), path: str = HOSTS) -> Side:
-    return Side(name=name, argv=argv, env={**os.environ, "PYTHONPATH": path}, plugins=plugins)
+def side(name: str, *plugins: str, argv: tuple[str, ...] = (sys.executable, "-P"), path: str = HOSTS) -> Code:
+    return Code(name=name, argv=argv, env={**os.environ, "PYTHONPATH": path}, plugins=plugins)
 
 
 def hosts() -> list[psutil.Process]:
@@ -206,21 +206,118 @@ def test_a_fusionbench_from_before_pairs_is_told_from_other_failures(tmp_path: P
         pass
 
 
-def test_a_fusionbench_with_another_protocol_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("hello", "words"),
+    [
+        (
+            b'{"v":99,"fusionbench":"9.0","environment":7}',
+            r"has fusionbench 9\.0, .*\(protocol 99, here 1\); choose a later base",
+        ),
+        (b"good morning", "revision 'new' cannot be measured"),
+    ],
+)
+def test_a_revision_that_speaks_another_way_is_refused(tmp_path: Path, hello: bytes, words: str) -> None:
     script = tmp_path / "host.py"
     script.write_text(
         "import sys\nfrom multiprocessing.connection import Connection\n"
-        "import msgspec\nfrom fusionbench.engines.host import Hello\nfrom fusionbench.environment import capture\n"
-        "number = int(sys.argv[sys.argv.index('fusionbench.engines.host') + 1])\n"
-        "hello = Hello(v=99, fusionbench='9.0', environment=capture())\n"
-        "Connection(number).send_bytes(msgspec.json.encode(hello))\n"
+        "pipe = Connection(int(sys.argv[sys.argv.index('fusionbench.engines.host') + 1]))\n"
+        f"pipe.send_bytes({hello!r})\n"
+        "pipe.recv_bytes()\n"  # it lives on, and waits to be told what to do
     )
     argv = (sys.executable, str(script))
-    with (
-        pytest.raises(FusionbenchError, match=r"has fusionbench 9\.0, .*\(protocol 99, here 1\); choose a later base"),
-        Twins(side("new", argv=argv), side("head"), BUDGET),
-    ):
+    with pytest.raises(FusionbenchError, match=words), Twins(side("new", argv=argv), side("head"), BUDGET):
         pass
+
+
+LATE = '''
+import time
+import torch
+from torch import nn
+from fusionbench.cost import Cost
+from fusionbench.registry import strategy
+
+@strategy("late_fault", impls=("eager",), cost=lambda case, impl: Cost())
+class LateFault(nn.Module):
+    """Goes well for ten calls of 5 ms: before the first turn there are fewer, and in eight turns more."""
+
+    def __init__(self, case, impl):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, image, text, image_mask=None, text_mask=None):
+        time.sleep(0.005)
+        self.calls += 1
+        if self.calls > 10:
+            {fault}
+        return torch.cat([image, text], dim=1)
+'''
+
+
+@pytest.mark.parametrize(
+    ("failing", "fault", "status"),
+    [("head", "import os; os._exit(3)", "crash"), ("base", "raise ValueError('tired')", "error")],
+)
+def test_a_side_that_fails_between_two_turns_costs_one_job(
+    tmp_path: Path, failing: str, fault: str, status: str
+) -> None:
+    plugins = {name: tmp_path / f"{name}.py" for name in ("base", "head")}
+    for name, plugin in plugins.items():
+        plugin.write_text(LATE.format(fault=fault if name == failing else "pass"))
+    base, head = (side(name, str(plugin)) for name, plugin in plugins.items())
+    with Twins(base, head, BUDGET) as both:
+        found = both.round(job("late_fault"), 0)
+        assert {"base": found.base.status, "head": found.head.status}[failing] == status
+        assert {found.base.status, found.head.status} == {"ok", status}
+        assert found.turns == ()
+        assert both.round(job("film"), 0).turns != ()
+
+
+ALONE = '''
+import fcntl
+import torch
+from torch import nn
+from fusionbench.cost import Cost
+from fusionbench.registry import strategy
+
+MEMORY = open({path!r}, "w")
+
+@strategy("fills_memory", impls=("eager",), cost=lambda case, impl: Cost())
+class FillsMemory(nn.Module):
+    """Leaves no memory for another one."""
+
+    def __init__(self, case, impl):
+        super().__init__()
+        try:
+            fcntl.flock(MEMORY, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MemoryError("all of it is taken") from None
+
+    def forward(self, image, text, image_mask=None, text_mask=None):
+        return torch.cat([image, text], dim=1)
+'''
+
+
+def test_a_job_for_which_there_is_memory_once_is_out_of_memory_on_neither_side(tmp_path: Path) -> None:
+    plugin = tmp_path / "fills.py"
+    plugin.write_text(ALONE.format(path=str(tmp_path / "memory")))
+    with Twins(side("base", str(plugin)), side("head", str(plugin)), BUDGET) as both:
+        for number in (0, 1):  # each side begins once
+            found = both.round(job("fills_memory"), number)
+            assert (found.base.status, found.head.status) == ("ok", "ok"), (found.base.reason, found.head.reason)
+            assert found.turns == ()
+            assert "goes well alone, and not beside the other side: oom" in found.reason
+
+
+def test_a_host_that_somebody_kills_costs_its_round_another_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {p.pid for p in hosts()}
+    with Twins(side("base"), side("head"), BUDGET) as both:
+        for host in hosts():
+            if host.pid not in others and host.ppid() == os.getpid():
+                host.kill()
+        assert both.round(job("film"), 0).turns != ()
+        monkeypatch.setattr(twins, "HOST", "fusionbench.exits")  # ends at once
+        with pytest.raises(FusionbenchError, match="revision 'base' cannot be measured"):
+            both.round(job("film"), 1)
 
 
 def test_how_many_turns_there_may_be_follows_from_how_long_one_takes() -> None:

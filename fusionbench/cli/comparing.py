@@ -16,7 +16,6 @@ from .options import DEFAULT_RESULTS, Limit, Only, Plugin, Quiet, Results, RunAr
 if TYPE_CHECKING:
     from ..baseline import Baseline
     from ..delta import Comparison, Gate, Judgement
-    from ..pairing import Request
 
 SHOWN = 20  # changes of facts that `baseline update` prints
 
@@ -107,7 +106,7 @@ def check(
         typer.Option(metavar="PATH", help="With --paired: the interpreter in each checkout (.venv/bin/python)."),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="With --paired: rounds of the screen; 7 unless given.")
+        int | None, typer.Option(min=1, max=200, help="With --paired: rounds of the screen; 7 unless given.")
     ] = None,
     suite: Annotated[
         str | None,
@@ -145,40 +144,18 @@ def check(
     from ..terminal import console, note
 
     found, out = checking.baselines(baselines or ()), console(stderr=True)
-    if paired is not None:
-
-        def request() -> Request:
-            from .. import suite as suites
-            from ..launch import load_plugins
-            from ..pairing import Request
-            from ..trial import SCREEN_ROUNDS
-
-            chosen = suites.narrow(suites.read(suite or "smoke"), narrowing(only, scale))
-            load_plugins([str(path) for path in plugin or []])
-            return Request(
-                base=paired, head=head, suite=chosen, budget=chosen.budget, setup=setup, python=python,
-                plugins=tuple(plugin or ()), limit=limit, rounds=rounds or SCREEN_ROUNDS,
-            )  # fmt: skip
-
-        judged, stopped = checking.paired(request, found, asked, out, quiet=quiet, strict=strict)
-        _print(judged.comparison, judged, everything)
-        if stopped:
-            note(out, "interrupted: nothing is said of the jobs that are missing")
-            raise typer.Exit(128 + stopped)
-        files.write(judged, json=json, markdown=markdown, junit=junit, comment=comment, github=github)
-        raise typer.Exit(judged.exit_code)
-    how = checking.Measuring(
-        suite=suite,
-        results=results,
-        plugins=tuple(str(path) for path in plugin or []),
-        machine=machine or None,
-        quiet=quiet,
-        strict=strict,
-    )
-    judged = checking.judged(found, run, asked, how, out)
+    plugins = tuple(str(path) for path in plugin or [])
+    how = checking.Measuring(suite, results, plugins, machine or None, quiet, strict)
+    if paired is None:
+        judged, stopped = checking.judged(found, run, asked, how, out), 0
+    else:
+        revisions = checking.Revisions(paired, head, setup, python, rounds, narrowing(only, scale), limit)
+        judged, stopped = checking.paired(revisions, found, asked, how, out)
     _print(judged.comparison, judged, everything)
     files.write(judged, json=json, markdown=markdown, junit=junit, comment=comment, github=github)
-    raise typer.Exit(judged.exit_code)
+    if stopped:
+        note(out, "interrupted: nothing is said of the jobs that are missing")
+    raise typer.Exit(128 + stopped if stopped else judged.exit_code)
 
 
 @baseline.command()

@@ -26,11 +26,16 @@ PROTOCOL = 1
 PRELOADS = {"full": local.NURSERY, "light": local.CRADLE}
 
 
-class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """Who answers."""
+class Who(msgspec.Struct, frozen=True, kw_only=True):
+    """What every protocol begins with."""
 
     v: int = PROTOCOL
     fusionbench: str
+
+
+class Hello(Who, frozen=True, kw_only=True):
+    """Who answers, and where."""
+
     environment: Environment
 
 
@@ -67,16 +72,17 @@ def _measure(pipe: Connection, begin: Begin, plugins: tuple[str, ...]) -> None:
     worker = local.Worker((begin.visit.job.strategy, begin.visit.job.backend, begin.visit.job.case.device, 0), plugins)
     message: object = begin
     try:
-        while True:
-            answer = worker.answer(message, begin.budget.timeout_s, gone)
-            if isinstance(answer, tuple):
-                answer = encode_record(_death(begin.visit, *answer))
+        while is_turn(answer := _answer(worker, message, begin, gone)):
             pipe.send_bytes(answer)
-            if not is_turn(answer):
-                return
             message = msgspec.json.decode(pipe.recv_bytes(), type=bool)
     finally:
         worker.close()
+    pipe.send_bytes(answer)  # now that the worker's core and memory are free
+
+
+def _answer(worker: local.Worker, message: object, begin: Begin, gone: Callable[[], bool]) -> bytes:
+    answer = worker.answer(message, begin.budget.timeout_s, gone)
+    return encode_record(_death(begin.visit, *answer)) if isinstance(answer, tuple) else answer
 
 
 def is_turn(answer: bytes) -> bool:

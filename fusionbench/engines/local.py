@@ -49,10 +49,7 @@ def start_server(preload: str = NURSERY) -> None:
 
     With CRADLE it is there after 1.9 s of computing instead of 4.2: for workers that neither compile nor profile.
     """
-    # Else torch asks the CUDA driver itself whether there is a device, after which no fork may use it.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    # NVML counts GPUs by bus, CUDA the fastest first: the wrong one would be watched and locked.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    set_variables()
     _context.set_forkserver_preload([preload])
     # Blocked until a worker listens: Ctrl-C reaches the whole process group, and the server is still importing.
     resource_tracker.ensure_running()  # first: when it starts, it unblocks these signals
@@ -62,6 +59,14 @@ def start_server(preload: str = NURSERY) -> None:
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def set_variables() -> None:
+    """What torch should know before it looks for a GPU, in this process and in those it starts."""
+    # Else torch asks the CUDA driver itself whether there is a device, after which no fork may use it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    # NVML counts GPUs by bus, CUDA the fastest first: the wrong one would be watched and locked.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from socket import socketpair
 from statistics import median
@@ -27,7 +27,7 @@ from ..paired import standard_error
 from ..record import Environment, Record, decode_record
 from ..spec import Budget, Job, Visit
 from ..turns import Turn, Turns
-from .host import PROTOCOL, Begin, Hello
+from .host import PROTOCOL, Begin, Hello, Who, is_turn
 from .local import Cancelled
 
 HOST = "fusionbench.engines.host"
@@ -39,22 +39,26 @@ LEAST_TURNS, MOST_TURNS = 8, 40
 ROUND_S = 0.4
 PRECISION = 0.01  # standard error of a round's effect
 LOOK_S = 0.25
+# What a side may be only because the other one has the memory: it is asked again when that is free.
+BESIDE = ("oom", "error", "crash")
 GRACE_S = 60.0  # more than a job's own timeout, which the host enforces
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One round of a job on both sides: what came back, and the medians in ns of a call, turn by turn."""
+    """One round of a job on both sides: what came back, and the medians in ns of a call, turn by turn; ``reason`` says
+    why there are none where both sides went well."""
 
     base: Record
     head: Record
     turns: tuple[tuple[float, float], ...] = ()  # (base, head), neighbours in time; none where a side failed
     loops: int = 0
     throttled: bool = False  # the GPU was held down in most turns, so that these count for want of better ones
+    reason: str = ""
 
 
 @dataclass(frozen=True)
-class Side:
+class Code:
     """How the code of one revision is started: Python and its arguments, environment variables, plugin files."""
 
     name: str
@@ -63,17 +67,21 @@ class Side:
     plugins: tuple[str, ...] = ()
 
 
+class HostLostError(FusionbenchError):
+    """The process with the code of a revision has ended, which none of its jobs can do to it."""
+
+
 class Host:
     """A process with the code of one revision."""
 
-    def __init__(self, side: Side, preload: str) -> None:
-        self.name = side.name
+    def __init__(self, code: Code, preload: str) -> None:
+        self.name = printable(code.name)
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         ours, theirs = socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [*side.argv, "-m", HOST, str(theirs.fileno()), preload, *side.plugins],
-                env=dict(side.env), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+                [*code.argv, "-m", HOST, str(theirs.fileno()), preload, *code.plugins],
+                env=dict(code.env), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
                 pass_fds=(theirs.fileno(),), start_new_session=True,  # Ctrl-C is for us alone: a turn ends in peace
             )  # fmt: skip
         self._pipe = Connection(ours.detach())
@@ -81,32 +89,30 @@ class Host:
     def greeted(self, stopping: Callable[[], bool]) -> Environment:
         """Wait until it answers; raises FusionbenchError where its code is not what it should be."""
         try:
-            hello = msgspec.json.decode(self._receive(START_S, stopping), type=Hello)
+            answer = self._receive(START_S, stopping)
+            who = msgspec.json.decode(answer, type=Who)
+            if who.v == PROTOCOL:
+                return msgspec.json.decode(answer, type=Hello).environment
         except (EOFError, OSError, msgspec.MsgspecError):
-            self._process.wait()
-            raise FusionbenchError(
-                f"revision '{printable(self.name)}' cannot be measured: {self._last_words()}"
-            ) from None
-        if hello.v != PROTOCOL:
-            raise FusionbenchError(
-                f"revision '{printable(self.name)}' has fusionbench {printable(hello.fusionbench)}, which measures "
-                f"pairs in another way (protocol {hello.v}, here {PROTOCOL}); choose a later base"
-            )
-        return hello.environment
+            raise FusionbenchError(f"revision '{self.name}' cannot be measured: {self._last_words()}") from None
+        raise FusionbenchError(
+            f"revision '{self.name}' has fusionbench {printable(who.fusionbench)}, which measures pairs in another way "
+            f"(protocol {who.v}, here {PROTOCOL}); choose a later base"
+        )
 
     def ask(self, message: object, timeout_s: float, stopping: Callable[[], bool]) -> Turn | Record:
-        """A turn, or the record that ends the visit. Raises FusionbenchError where the host is gone."""
+        """A turn, or the record that ends the visit. Raises HostLostError where the host is gone, and FusionbenchError
+        where it says what nobody here understands."""
         try:
             self._pipe.send_bytes(msgspec.json.encode(message))
             answer = self._receive(timeout_s + GRACE_S, stopping)
         except (EOFError, OSError):
-            raise FusionbenchError(
-                f"the process of revision '{printable(self.name)}' has ended: {self._last_words()}"
-            ) from None
+            raise HostLostError(f"the process of revision '{self.name}' has ended: {self._last_words()}") from None
         try:
-            return msgspec.json.decode(answer, type=Turn)
-        except msgspec.MsgspecError:
-            return decode_record(answer)
+            return msgspec.json.decode(answer, type=Turn) if is_turn(answer) else decode_record(answer)
+        except msgspec.MsgspecError as error:
+            told = f"revision '{self.name}' writes records that this fusionbench cannot read ({printable(str(error))})"
+            raise FusionbenchError(f"{told}; measure with the later one of the two") from None
 
     def _receive(self, timeout_s: float, stopping: Callable[[], bool]) -> bytes:
         deadline = monotonic() + timeout_s
@@ -114,7 +120,7 @@ class Host:
             if stopping():
                 raise Cancelled
             if monotonic() > deadline:
-                raise FusionbenchError(f"the process of revision '{printable(self.name)}' does not answer")
+                raise FusionbenchError(f"the process of revision '{self.name}' does not answer")
         return self._pipe.recv_bytes()
 
     def _last_words(self) -> str:
@@ -142,15 +148,15 @@ class Twins:
 
     def __init__(
         self,
-        base: Side,
-        head: Side,
+        base: Code,
+        head: Code,
         budget: Budget,
         stopping: Callable[[], bool] = lambda: False,
         *,
         compiles: bool = False,
     ) -> None:
         """``compiles``: some of the jobs do, so that every host has the compiler ready."""
-        self.sides, self.budget, self.stopping, self.compiles = (base, head), budget, stopping, compiles
+        self.codes, self.budget, self.stopping, self.compiles = (base, head), budget, stopping, compiles
         self.environments: tuple[Environment, Environment]  # of base and head, since they were entered
         self._hosts: tuple[Host, ...] = ()
         self._number = -1  # of the round that the hosts were started for
@@ -169,8 +175,8 @@ class Twins:
     def _renew(self, number: int) -> None:
         """New hosts for a new round, importing side by side. The first round profiles, which takes more modules."""
         self._close()
-        for side in self.sides:
-            self._hosts += (Host(side, "full" if number == 0 or self.compiles else "light"),)
+        for code in self.codes:
+            self._hosts += (Host(code, "full" if number == 0 or self.compiles else "light"),)
         base, head = (host.greeted(self.stopping) for host in self._hosts)
         self.environments = base, head
         self._number = number
@@ -183,28 +189,45 @@ class Twins:
     def round(self, job: Job, number: int, loops: int = 0) -> Pair:
         """One round: two fresh processes, turns in the order ABBA or BAAB. ``loops`` are those of the rounds before.
 
-        Raises Cancelled when the user asked to stop.
+        A host that is lost, killed by hand or for its memory, costs this round another beginning; one that is lost
+        again ends the trial with HostLostError. Raises Cancelled when the user asked to stop.
         """
         if number != self._number:
             self._renew(number)
+        try:
+            return self._round(job, number, loops)
+        except HostLostError:
+            self._renew(number)
+            return self._round(job, number, loops)
+
+    def _round(self, job: Job, number: int, loops: int) -> Pair:
         base, head = self._hosts
         order = (base, head) if number % 2 == 0 else (head, base)
         answers: dict[Host, Turn | Record] = {}
         for host in order:
             answer = answers[host] = self._begun(host, Visit(job=job, round=number, loops=loops))
             loops = answer.loops if isinstance(answer, Turn) else loops
+        reason = self._one_by_one(order, answers, Visit(job=job, round=number, loops=loops))
         turns: list[tuple[float, float]] = []
         throttled = False
-        if all(isinstance(answer, Turn) for answer in answers.values()):
+        if _ready(answers):
             turns, throttled = self._alternate(order, answers)
         records = {host: self._end(host, answers[host], fed=bool(turns)) for host in order}
-        pair = Pair(records[base], records[head], tuple(turns), loops, throttled)
-        return self._apart(pair, number) if {pair.base.status, pair.head.status} == {"ok", "oom"} else pair
+        return Pair(records[base], records[head], tuple(turns), loops, throttled, reason)
 
     def _begun(self, host: Host, visit: Visit) -> Turn | Record:
         """The visit's process is built and warm, or has failed."""
         turns = Turns(slice_s=SLICE_S, cores=_cores(visit.job, self.budget.threads, visit.round), root=os.getpid())
         return host.ask(Begin(visit=visit, budget=self.budget, turns=turns), self.budget.timeout_s, self.stopping)
+
+    def _one_by_one(self, order: tuple[Host, Host], answers: dict[Host, Turn | Record], visit: Visit) -> str:
+        """Ask a side that failed beside the other one again when it is alone; what failed, where it has."""
+        first, second = (answers[host] for host in order)
+        if isinstance(first, Record) or isinstance(second, Turn) or second.status not in BESIDE:
+            return ""
+        answers[order[0]] = self._end(order[0], first, fed=False)
+        answers[order[1]] = self._end(order[1], self._begun(order[1], visit), fed=False)
+        return f"{order[1].name} goes well alone, and not beside the other side: {second.status}, {second.reason}"
 
     def _alternate(
         self, order: Sequence[Host], answers: dict[Host, Turn | Record]
@@ -217,9 +240,8 @@ class Twins:
         while _another(pairs, throttled, most):
             turns: dict[Host, Turn] = {}
             for host in order if len(pairs) % 2 == 0 else reversed(order):
-                answer = host.ask(True, self.budget.timeout_s, self.stopping)
+                answer = answers[host] = host.ask(True, self.budget.timeout_s, self.stopping)
                 if isinstance(answer, Record):
-                    answers[host] = answer
                     return [], False
                 turns[host] = answer
             if not pairs:
@@ -230,23 +252,19 @@ class Twins:
         calm = _calm(pairs, throttled)
         return (calm, False) if 2 * len(calm) >= len(pairs) else (pairs, True)
 
-    def _apart(self, pair: Pair, number: int) -> Pair:
-        """The pair with the side that ran out of memory measured by itself: the other may have had what it lacks."""
-        self._renew(number)  # and nothing of the other is left
-        base, head = self._hosts
-        host, record = (base, pair.base) if pair.base.status == "oom" else (head, pair.head)
-        alone = self._end(host, self._begun(host, Visit(job=record.job, round=number, loops=pair.loops)), fed=False)
-        return replace(pair, base=alone) if host is base else replace(pair, head=alone)
-
     def _end(self, host: Host, answer: Turn | Record, *, fed: bool) -> Record:
-        """The record of a visit; where the other side failed, after the one turn that a record needs."""
+        """The record of a visit; of one that has had no turn, after the one that a record needs."""
         if isinstance(answer, Record):
             return answer
         for message in (False,) if fed else (True, False):
             answer = host.ask(message, self.budget.timeout_s, self.stopping)
             if isinstance(answer, Record):
                 return answer
-        raise FusionbenchError(f"the process of revision '{printable(host.name)}' does not end its visit")
+        raise FusionbenchError(f"the process of revision '{host.name}' does not end its visit")
+
+
+def _ready(answers: Mapping[Host, Turn | Record]) -> bool:
+    return all(isinstance(answer, Turn) for answer in answers.values())
 
 
 def _most_turns(budget: Budget, first: Turn) -> int:

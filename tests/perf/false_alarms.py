@@ -27,7 +27,7 @@ from scipy import stats
 
 from fusionbench import paired, trial
 from fusionbench.compare import TOLERANCE
-from fusionbench.engines.twins import Side, Twins
+from fusionbench.engines.twins import Code, Twins
 from fusionbench.spec import Budget, Case, Job, Mode, Shape
 
 SCREEN, CONFIRM = 7, 11
@@ -82,7 +82,7 @@ class Comparison:
 def collect(sets: int) -> Iterator[list[Comparison]]:
     """Measure every job against itself, set after set; yields a set as soon as it is whole."""
     side = {"argv": (sys.executable,), "env": dict(os.environ)}
-    with Twins(Side(name="base", **side), Side(name="head", **side), BUDGET) as twins:  # type: ignore[arg-type]
+    with Twins(Code(name="base", **side), Code(name="head", **side), BUDGET) as twins:  # type: ignore[arg-type]
         for _ in range(sets):
             effects: dict[str, list[float]] = {each.key: [] for each in JOBS}
             raw: dict[str, dict[int, tuple[list[float], list[float]]]] = {each.key: {} for each in JOBS}

@@ -29,7 +29,7 @@ from fusionbench import device_lock, facts, fitness, paired, trial
 from fusionbench.compare import TOLERANCE
 from fusionbench.delta import Change
 from fusionbench.engines.local import Cancelled
-from fusionbench.engines.twins import Pair, Side, Twins
+from fusionbench.engines.twins import Code, Pair, Twins
 from fusionbench.errors import FusionbenchError
 from fusionbench.record import FAILED, Record
 from fusionbench.spec import Budget, Case, Job, Mode, Shape
@@ -134,7 +134,7 @@ def measured(jobs: Sequence[Job], rounds: int, stopping: Callable[[], bool], fil
         for line in fitness.warnings([jobs[0].case.device]):
             say(line)
         try:
-            twins = stack.enter_context(Twins(Side(name="base", **side), Side(name="head", **side), BUDGET, stopping))  # type: ignore[arg-type]
+            twins = stack.enter_context(Twins(Code(name="base", **side), Code(name="head", **side), BUDGET, stopping))  # type: ignore[arg-type]
             studies += [Study(trial.Found(each), _comparing(twins)) for each in dict.fromkeys(jobs)]
             for number, study in visits(studies, rounds):
                 if stopping():

@@ -175,16 +175,6 @@ def test_what_disturbed_the_gpu_is_said_beside_the_verdict() -> None:
     )
 
 
-def test_sides_that_do_not_fit_beside_each_other_are_no_regression() -> None:
-    found = Found(job("a"))
-    found.add(Pair(Record(job=job("a"), status="ok"), Record(job=job("a"), status="ok")))
-    assert found.settled is not None
-    assert (found.settled.verdict, found.settled.reason) == (
-        "unclear",
-        "the memory holds one side of this job, not both at once",
-    )
-
-
 def test_an_interrupted_trial_never_calls_a_mere_suspect_slower() -> None:
     machine = Machine(slow={"a": 1.5, "b": 1.5})
     machine.end_after = 2 * SCREEN_ROUNDS + 3

@@ -143,16 +143,6 @@ def test_a_device_that_always_throttles_is_timed_all_the_same_and_that_is_said(
     assert len(found.turns) == hot.asked.count(True) == MOST_TURNS
 
 
-def test_a_side_that_lacks_memory_beside_the_other_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowded, fresh = (Scripted("base"), Scripted("head", status="oom")), (Scripted("base"), Scripted("head"))
-    found = scripted(monkeypatch, crowded, fresh).round(job("film"), 0)
-    assert (found.base.status, found.head.status, found.turns) == ("ok", "ok", ())
-    assert fresh[0].asked == []
-    assert fresh[1].asked[1:] == [True, False]
-    again = scripted(monkeypatch, crowded, (Scripted("base"), Scripted("head", status="oom"))).round(job("film"), 0)
-    assert (again.base.status, again.head.status) == ("ok", "oom")
-
-
 def test_a_new_round_is_another_pair_of_hosts_and_they_end_with_the_trial() -> None:
     others = {p.pid for p in hosts()}
     with Twins(side("base"), side("head"), BUDGET) as both:

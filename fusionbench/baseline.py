@@ -79,6 +79,8 @@ class Baseline(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     created_at: Text  # UTC, ISO 8601
     measured_at: Text
     command: tuple[str, ...] = ()
+    commit: Text = ""  # of the code that was measured
+    dirty: bool = False
     plugins: tuple[str, ...] = ()  # names of the files; nobody is trusted to name code to run
     only: dict[str, list[str]] = {}
     limit: int | None = None
@@ -111,7 +113,9 @@ def of(run: store.Run, reason: str, machine: str | None = None) -> Baseline:
         reason=reason,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         measured_at=manifest.created_at,
-        command=manifest.command,
+        command=tuple(Path(word).name if number == 0 else word for number, word in enumerate(manifest.command)),
+        commit=manifest.commit or environment.commit,
+        dirty=manifest.dirty if manifest.commit else environment.dirty,
         plugins=tuple(Path(plugin).name for plugin in manifest.plugins),
         only=manifest.only,
         limit=manifest.limit,

@@ -16,6 +16,7 @@ from .baseline import ANEW, Baseline
 from .comparison import Source
 from .delta import GATES, Comparison, Delta, Gate, Judgement, Ruling
 from .disk import explained, opened
+from .environment import PACKAGE
 from .errors import DamagedError, FusionbenchError, NothingError, StoppedError, StoreError, printable
 from .inspection import Inspection
 from .shard import MAX_SHARD
@@ -210,6 +211,7 @@ def _confirm(
             budget=base.budget,
             plugins=tuple(map(Path, plugins)),
             limit=base.limit,
+            where=Path(plugins[0]).parent if plugins else PACKAGE,
         )
 
     def confirm(keys: Sequence[str]) -> Mapping[str, Delta]:

@@ -94,12 +94,13 @@ def _side(source: Source, entries: Mapping[str, _Entry], name: str) -> Side:
     where = next((entry.environment for entry in entries.values() if entry.environment), None)
     paper = source if isinstance(source, Baseline) else source.manifest
     path = "" if isinstance(source, Baseline) else str(source.path)
+    code = paper if paper and paper.commit else where
     return Side(
         name=printable(name or path or "baseline"),
         machine=printable(where.machine) if where else "",
         environment=printable(where.id) if where else "",
-        commit=printable(where.commit) if where else "",
-        dirty=where.dirty if where else False,
+        commit=printable(code.commit) if code else "",
+        dirty=code.dirty if code else False,
         suite=paper.suite_name if paper else "",
         suite_hash=printable(paper.suite_hash) if paper else "",
         measured_at=printable(_measured_at(source)),

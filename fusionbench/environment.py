@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -31,6 +32,7 @@ FLAGS = {"avx2", "avx512f", *ARM_FLAGS, *(flag for flags in NATIVE.values() for 
 CAPABILITY: dict[str, tuple[int, int]] = {"bf16": (8, 0), "tf32": (8, 0), "int8": (6, 1), "fp16": (5, 3)}
 
 MACHINE = "FUSIONBENCH_MACHINE"  # a name for this machine where the host's says nothing, as in a container
+PACKAGE = Path(__file__).parents[1]
 SECONDS = 5.0  # for git, which can hang on a network disk
 
 
@@ -40,7 +42,7 @@ def capture(machine: str | None = None) -> Environment:
     ``machine`` names it; without one the variable FUSIONBENCH_MACHINE does, and else the host.
     """
     gpu = nvml.facts()
-    commit, dirty = _checkout(Path(__file__).parents[1])
+    commit, dirty = _checkout(PACKAGE)
     environment = Environment(
         id="",
         machine=machine or os.environ.get(MACHINE) or platform.node() or "unnamed",
@@ -207,6 +209,23 @@ def _checkout(root: Path) -> tuple[str, bool]:
     if commit is None:
         return "", False
     return commit, bool(commit) and ask_git(root, "status", "--porcelain", "--", "fusionbench", "kernels") != ""
+
+
+def measured_commit(plugins: Sequence[Path]) -> tuple[str, bool]:
+    """Commit and dirty flag of the code that is measured: of the repository of the plugins, else of this package's.
+
+    Empty where that is no checkout, or where plugins come from several.
+    """
+    if not plugins:
+        return _checkout(PACKAGE)
+    tops = {ask_git(plugin.resolve().parent, "rev-parse", "--show-toplevel") or "" for plugin in plugins}
+    top = tops.pop()
+    commit = ask_git(Path(top), "rev-parse", "HEAD") if top and not tops else None
+    if commit is None:
+        return "", False
+    tracked = ask_git(Path(top), "status", "--porcelain", "--untracked-files=no")
+    new = [ask_git(Path(top), "status", "--porcelain", "--", str(plugin.resolve())) for plugin in plugins]
+    return commit, any(answer != "" for answer in (tracked, *new))
 
 
 def ask_git(root: Path, *arguments: str) -> str | None:

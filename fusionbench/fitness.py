@@ -40,7 +40,7 @@ def _warnings(device: str) -> list[str]:
 
 
 def _busy(gpu: nvml.Gpu) -> list[str]:
-    others = foreign(gpu, os.getpid(), holding=False)
+    others = foreign(gpu, os.getpid(), holding=0)
     return [crowded(others, gpu.name) + "; wait for them, or choose another device"] if others else []
 
 
@@ -59,17 +59,17 @@ def _throttling(gpu: nvml.Gpu) -> list[str]:
     return [f"{gpu.name} throttles before anything runs ({', '.join(found)}){heat}; {remedy}"] if found else []
 
 
-def foreign(gpu: nvml.Gpu, root: int, *, holding: bool) -> int | None:
+def foreign(gpu: nvml.Gpu, root: int, *, holding: int) -> int | None:
     """How many processes on the GPU are neither ``root`` nor its descendants; None where the driver does not say.
 
-    ``holding`` says that one of ours has a context there: if none is listed then, the driver speaks in the numbers of
-    another pid namespace, and one of those that it lists is ours.
+    ``holding`` says how many of ours have a context there: if none is listed then, the driver speaks in the numbers of
+    another pid namespace, and so many of those that it lists are ours.
     """
     listed = gpu.processes()
     if listed is None:
         return None
     others = sum(not _descends(process, root) for process in listed)
-    return max(0, others - 1) if holding and others == len(listed) else others
+    return max(0, others - holding) if others == len(listed) else others
 
 
 def _descends(process: int, root: int) -> bool:

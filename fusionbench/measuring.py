@@ -113,7 +113,7 @@ def _measure(
         torch.set_grad_enabled(job.case.training),
         backend.context(),
         settings.kept() as kept,
-        Monitor(job.case.device) as monitor,
+        Monitor(job.case.device, turns.root if turns else 0) as monitor,
     ):
         with phases.enter("build"):
             subject = build(job, impl, backend, budget.seed, budget.seed + visit.round)
@@ -153,6 +153,8 @@ def _time(sampling: Sampling, budget: Budget, first_call_ns: int) -> Timing:
     """The samples of one round, between two looks at how fast this machine is just now; by turns the other process is
     the look at the machine."""
     visit, subject, where = sampling.visit, sampling.subject, sampling.device
+    if sampling.turns is not None and where.type == "cuda":
+        torch.cuda.empty_cache()  # what the reference needed is the other process's to use
     before = control.control_ns(where) if sampling.turns is None else 0
     timing = time.measure(
         subject.call, budget, where, lambda: sampling.interrupt.asked, first_call_ns,

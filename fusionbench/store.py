@@ -57,6 +57,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     plugins: tuple[str, ...] = ()  # paths as the user gave them
     order_seed: int = 0  # of the order in which jobs are visited
     planned: int | None = None  # jobs in the plan, skips included; None where nobody counted
+    commit: str = ""  # of the code that is measured: of the plugins' repository, else of fusionbench's
+    dirty: bool = False
     number: Natural = 0  # above those of the runs that were in its folder when it began: their order needs no clock
     fusionbench: str = ""
 
@@ -99,6 +101,7 @@ def new_manifest(
     order_seed: int = 0,
     planned: int | None = None,
     number: int = 0,
+    commit: tuple[str, bool] = ("", False),
 ) -> Manifest:
     """The manifest of a run that starts now, under a fresh id."""
     now = datetime.now(UTC)
@@ -116,6 +119,8 @@ def new_manifest(
         order_seed=order_seed,
         planned=planned,
         number=number,
+        commit=commit[0],
+        dirty=commit[1],
         fusionbench=__version__,
     )
 

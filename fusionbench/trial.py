@@ -16,12 +16,14 @@ from .delta import Change, Delta, Verdict
 from .engines.local import Cancelled
 from .engines.twins import Pair
 from .errors import printable
+from .fitness import crowded
 from .paired import MOST_ROUNDS, Estimate, effect, estimate, rejected, rounds_for
 from .record import Record
 from .schedule import blocks
 from .spec import Job
 
 SCREEN_ROUNDS = 7
+LEAST_ROUNDS = 6  # fewer have no interval of 95 %: neither faster nor same is said of them
 # In the screen a job is suspect from half the tolerance on and where chance would do it once in five: it costs a second
 # look, no verdict.
 SUSPECT = math.sqrt(1 + TOLERANCE)
@@ -60,6 +62,8 @@ class Found:
     base: Record | None = None  # of the first round
     head: Record | None = None
     settled: Delta | None = None  # a side failed: there is nothing to time
+    throttled: list[set[str]] = field(default_factory=list)  # reasons, of each round in which the GPU was held down
+    foreign: int = 0  # processes of others on the GPU, at most at once
 
     def add(self, pair: Pair) -> None:
         self.base, self.head, self.loops = self.base or pair.base, self.head or pair.head, pair.loops
@@ -70,6 +74,10 @@ class Found:
             self.settled = Delta(key=self.job.key, verdict="unclear", reason=EDITED)
             return
         self.effects.append(effect(pair.turns))
+        seen = [record.device for record in (pair.base, pair.head) if record.device]
+        self.foreign = max(self.foreign, *(state.foreign for state in seen), 0)
+        if pair.throttled:
+            self.throttled.append({reason for state in seen for reason in state.throttle})
         for times, turns in zip((self.base_ns, self.head_ns), zip(*pair.turns, strict=True), strict=True):
             times.append(median(turns))
 
@@ -149,6 +157,7 @@ class Trial:
             verdict, reason = "unclear", "looked slower in the screen; the trial ended before it was measured again"
         elif verdict == "unclear":
             reason = _why_unclear(found.effects)
+        reason = "; ".join(filter(None, (reason, *_disturbed(found))))
         return Delta(
             key=key, verdict=verdict, base_ns=base_ns, head_ns=head_ns, ratio=each.ratio, low=each.low, high=each.high,
             detectable=each.detectable if math.isfinite(each.detectable) else None, rounds=each.rounds,
@@ -191,9 +200,10 @@ def judged(each: Estimate, base_ns: float, job: Job, *, confirmed: bool, sure: b
     tolerated = 1 + max(TOLERANCE, floor_ns / base_ns)
     if confirmed and sure and each.ratio > tolerated:
         return "slower"
-    if each.high < 1 / tolerated and each.rounds > 5:
+    if each.high < 1 / tolerated and each.rounds >= LEAST_ROUNDS:
         return "faster"
-    return "same" if 1 / tolerated <= each.low and each.high <= tolerated else "unclear"
+    within = 1 / tolerated <= each.low and each.high <= tolerated and each.rounds >= LEAST_ROUNDS
+    return "same" if within else "unclear"
 
 
 def _fresh(screened: Found | None, job: Job) -> Found:
@@ -224,6 +234,15 @@ def _settled(job: Job, pair: Pair, *, after: int) -> Delta:
     ]
     verdict = "unclear" if after and head == "ok" else _SETTLED.get((base, head), "same")
     return Delta(key=job.key, verdict=verdict, reason=printable("; ".join(told), 500))
+
+
+def _disturbed(found: Found) -> Iterable[str]:
+    """What the reader of these times must know of the GPU's state."""
+    if found.throttled:
+        reasons, often = ", ".join(sorted(set().union(*found.throttled))), len(found.throttled)
+        yield f"'{found.job.case.device}' throttled ({reasons}) in {often} of {len(found.effects)} rounds"
+    if found.foreign:
+        yield crowded(found.foreign, f"'{found.job.case.device}'")
 
 
 def _why_unclear(effects: Collection[float]) -> str:

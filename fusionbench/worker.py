@@ -35,11 +35,11 @@ class PipeTurns:
     """Turns that the other end of the pipe gives: it is told what the last one brought, and answers whether another
     follows."""
 
-    def __init__(self, pipe: Connection, slice_s: float) -> None:
-        self.pipe, self.slice_s = pipe, slice_s
+    def __init__(self, pipe: Connection, turns: Turns) -> None:
+        self.pipe, self.slice_s, self.root = pipe, turns.slice_s, turns.root
 
-    def next(self, taken: list[Sample], loops: int) -> bool:
-        self.pipe.send_bytes(msgspec.json.encode(Turn(loops=loops, samples=tuple(taken))))
+    def next(self, taken: list[Sample], loops: int, throttled: bool) -> bool:
+        self.pipe.send_bytes(msgspec.json.encode(Turn(loops=loops, samples=tuple(taken), throttled=throttled)))
         return msgspec.json.decode(self.pipe.recv_bytes(), type=bool)
 
 
@@ -59,7 +59,7 @@ def serve(pipe: Connection, plugins: Sequence[str] = ()) -> None:
 
 def _answer(request: Request, interrupt: Interrupt, pipe: Connection) -> bytes:
     if request.visit is not None:
-        turns = PipeTurns(pipe, request.turns.slice_s) if request.turns else None
+        turns = PipeTurns(pipe, request.turns) if request.turns else None
         if request.turns and request.turns.cores:
             os.sched_setaffinity(0, request.turns.cores)
         return encode_record(measure(request.visit, request.budget, interrupt, turns))

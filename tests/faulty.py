@@ -134,6 +134,19 @@ class Slow(Cat):
         time.sleep(0.2)
 
 
+@strategy("dies_late", impls=("eager",), cost=nothing)
+class DiesLate(Cat):
+    """Takes a millisecond, and ends its process in the 70th call: it has been found right, and is being timed."""
+
+    calls = 0
+
+    def fault(self) -> None:
+        self.calls += 1
+        time.sleep(0.001)
+        if self.calls == 70:
+            os._exit(0)
+
+
 @strategy("babbles", impls=("eager",), cost=nothing)
 class Babbles(Cat):
     """Prints for ever."""

@@ -1,7 +1,8 @@
 """Everything that only a GPU can say, in one command under a time limit: ``make gpu``.
 
-Tests, the suite ``kernels`` backend by backend, the kernels' targets, the tuner. A step that fails or overruns does
-not stop the others; the exit code says that one did. Needs torch, triton, numpy, pytest, msgspec and psutil alone.
+Tests, the suite ``kernels`` backend by backend, which facts of it are the same twice, pairs of this very code, the
+kernels' targets, the tuner. A step that fails or overruns does not stop the others; the exit code says that one did.
+Needs torch, triton, numpy, pytest, msgspec and psutil alone.
 
 Where its 520 s go, on 16 cores. Compiling is most of it: a kernel at the table's sizes takes one core 1 to 2 s, in fp32
 3 to 4 s, at the tests' 0.5 and 1 s (on an EPYC; no step has been timed on a GPU's machine yet). So
@@ -11,7 +12,9 @@ Where its 520 s go, on 16 cores. Compiling is most of it: a kernel at the table'
   The interpreter runs all of them in ``make test``;
 - the suite's kernels, about 250, are compiled by 12 processes before they are timed, and a job then takes 0.5 to 0.7 s:
   0.15 s of samples, the rest its process and its inputs; one round each, as there is no time for six processes;
-- the tuner's 563 candidates are some 1200 s of one core, 80 s of 16: what is not compiled in time is not tried.
+- the tuner's 563 candidates are some 1200 s of one core, 80 s of 16: what is not compiled in time is not tried;
+- a round of a pair is two processes and 2 to 3 s, new hosts for it 4 s: seven rounds of three jobs are 60 to 80 s. What
+  does not come in time is missing; ``tests/gpu_pairs.py`` by itself does all eight jobs in some 3 minutes.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ def steps(out: Path, seconds: float) -> list[Step]:
     """The steps in order; their shares, in units of 1/540, add up to ``seconds``."""
     share = seconds / 540
     tests = ("tests/gpu.py", "--tests")
+    pairs = ("tests/gpu_pairs.py", "--jobs", "3", "--seconds", f"{56 * share:.0f}", "--out", str(out))
     others = ("--cases", str(CASES), "-m", "not slow", "tests/kernels", "--ignore", "tests/kernels/test_gpu_only.py")
     # Jobs: 58 of triton, 49 to 57 of each of the next five, 34 of the last seven together.
     backends = {"triton": 36, "sdpa-cudnn": 26, "sdpa-flash": 22, "sdpa-efficient": 24, "sdpa": 22, "flex": 28}
@@ -71,21 +75,23 @@ def steps(out: Path, seconds: float) -> list[Step]:
         for name, s in backends.items()
     ]  # fmt: skip
     events = ("tests/gpu.py", "--measure", "triton,sdpa-cudnn,sdpa-efficient", "--timer", "cold", "--out", str(out))
-    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{52 * share:.0f}")
+    tuner = ("-m", "fusionbench_kernels.tune", "--seconds", f"{27 * share:.0f}")
     tuner += ("--write", str(out / "configs.json"), "--log", str(out / "tune.jsonl"))
     compiled = "triton,flex,compile,triton-projected,triton-absorbed,triton-int8"
     return [
-        Step("tests for the GPU alone", 75 * share, (*tests, "--chunk", "1", "tests/kernels/test_gpu_only.py")),
-        Step("tests of the kernels", 80 * share, (*tests, *others)),
+        Step("tests for the GPU alone", 68 * share, (*tests, "--chunk", "1", "tests/kernels/test_gpu_only.py")),
+        Step("tests of the kernels", 72 * share, (*tests, *others)),
         Step("doctor", 10 * share, ("tests/gpu.py", "--doctor", "--out", str(out))),
-        Step("tests of the harness", 52 * share, (*tests, "-m", "gpu", *HARNESS)),
+        Step("tests of the harness", 46 * share, (*tests, "-m", "gpu", *HARNESS)),
         Step(
-            "compile what is measured", 50 * share, ("tests/gpu.py", "--compile", compiled, "--out", str(out)),
+            "compile what is measured", 46 * share, ("tests/gpu.py", "--compile", compiled, "--out", str(out)),
             may_stop=True,
         ),
         *measuring,
         Step("measure launches too", 16 * share, events, may_stop=True),
-        Step("tune", 61 * share, tuner),
+        Step("facts", 4 * share, ("tests/gpu_facts.py", str(out / "runs"))),
+        Step("pairs", 52 * share, pairs, may_stop=True),
+        Step("tune", 36 * share, tuner),
         Step("targets", 10 * share, ("tests/perf/kernel_targets.py", str(out / "runs"))),
     ]  # fmt: skip
 
@@ -147,7 +153,7 @@ def perform(step: Step, seconds: float, out: Path) -> int:
         )  # fmt: skip
         code = _within(process, seconds)
     lines = log.read_text(errors="replace").splitlines()
-    say("\n".join(lines[-200 if step.name == "targets" else -6 :]))
+    say("\n".join(lines[-200 if step.name in ("targets", "facts") else -6 :]))
     say(f"    {monotonic() - begun:.0f} s, exit code {code}")
     return 0 if step.may_stop and code in (INTERRUPTED, 124) else code
 

@@ -164,7 +164,7 @@ def file(base: Path, tmp_path: Path) -> Path:
         ([record(1), failed(2)], (), 1),
         ([record(1)], ("deterministic",), 1),
         ([record(1, ms=1.3, seed=1), record(2)], ("deterministic",), 0),
-        ([record(1, ms=1.3, seed=1), record(2)], (), 0),  # by the same commit: it is the machine that was slower
+        ([record(1, ms=1.3, seed=1), record(2)], (), 0),  # the commit is the same: it is the machine that was slower
         ([record(1, time=timing(rounds=2)), record(2, time=timing(rounds=2))], ("timing",), 5),
     ],
 )
@@ -314,6 +314,15 @@ def test_the_suite_of_a_baseline_is_measured_and_judged(fusionbench: FusionBench
 
     Path("tiny.toml").write_text(TINY + "# edited\n")
     refused(fusionbench(*check, "--suite", "tiny.toml"), 2, "name that with --suite FILE, or write the baseline anew")
+
+
+def test_an_unfit_gpu_is_not_judged_under_strict(
+    fusionbench: FusionBench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = baseline.of(run(tmp_path / "runs", record()), "why")
+    Path("b.json").write_bytes(baseline.encode(replace(made, suite_hash=checking.suites.read("smoke").hash)))
+    monkeypatch.setattr(session.fitness, "warnings", lambda devices: ["it is hot"])
+    refused(fusionbench("check", "--baseline", "b.json", "-q", "--strict"), 4, "--strict: it is hot")
 
 
 def test_a_baseline_is_not_trusted_to_name_code(fusionbench: FusionBench, tmp_path: Path) -> None:

@@ -185,6 +185,57 @@ def test_after_its_inputs_have_changed_a_graph_replays_once_untimed(device: Devi
     assert device.log.count("turn") == 1  # between the two blocks, not after the last
 
 
+# --- by turns -------------------------------------------------------------------------------------------------------
+
+
+class Referee:
+    """Gives so many turns, and notes what each has brought."""
+
+    slice_s, root = 0.002, 1
+
+    def __init__(self, turns: int) -> None:
+        self.left, self.brought = turns, list[tuple[int, bool]]()
+
+    def next(self, taken: list[tuple[int, int | None]], loops: int, throttled: bool) -> bool:
+        self.brought.append((len(taken), throttled))
+        self.left -= 1
+        return self.left >= 0
+
+
+@pytest.fixture
+def clock(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes with the calls: each takes as long by the host's clock as by the device's."""
+    monkeypatch.setattr(
+        time,
+        "perf_counter_ns",
+        lambda: round((device.log.count("call") + device.log.count("replay")) * device.us * 1e3),
+    )
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(("us", "samples"), [(100.0, 21), (700.0, 3), (5000.0, 1)])
+def test_a_turn_is_no_longer_than_it_should_be_though_replays_are_queued(
+    device: Device, us: float, samples: int
+) -> None:
+    device.us = us
+    referee = Referee(3)
+    timing = device.measure("graph", turns=referee)
+    assert [taken for taken, _ in referee.brought[:2]] == [0, samples]
+    assert sum(taken for taken, _ in referee.brought) == len(timing.samples_ns)
+    assert max(taken for taken, _ in referee.brought) * us <= 2 * referee.slice_s * 1e6 or samples == 1
+
+
+@pytest.mark.usefixtures("clock")
+def test_every_turn_begins_with_a_look_a_new_input_and_an_untimed_call(device: Device) -> None:
+    referee, monitor = Referee(2), Thermometer(False, True)
+    device.measure("cold", monitor=monitor, turns=referee, turn=lambda: device.log.append("turn"))
+    assert device.log.count("turn") == 2
+    turned = device.log.index("turn")
+    assert device.log[turned : turned + 5] == ["turn", "call", "wait", "flush", "wait"]
+    assert monitor.log == ["restart", "asked", "kept"] * 2
+    assert [throttled for _, throttled in referee.brought] == [False, False, True]
+
+
 # --- the profiler ---------------------------------------------------------------------------------------------------
 
 

@@ -154,7 +154,7 @@ def test_others_are_counted_at_most_at_once_and_not_at_every_look(
 # Who else is there
 
 
-def others(gpu: FakeGpu, pids: list[int], *, holding: bool) -> int | None:
+def others(gpu: FakeGpu, pids: list[int], *, holding: int) -> int | None:
     gpu.pids = pids
     with nvml.session("cuda:0") as found:
         assert found is not None
@@ -163,16 +163,37 @@ def others(gpu: FakeGpu, pids: list[int], *, holding: bool) -> int | None:
 
 def test_processes_of_our_own_run_are_not_foreign(gpu: FakeGpu) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        assert others(gpu, [os.getpid(), child.pid], holding=True) == 0
-        assert others(gpu, [child.pid, STRANGER, os.getppid()], holding=True) == 2
+        assert others(gpu, [os.getpid(), child.pid], holding=1) == 0
+        assert others(gpu, [child.pid, STRANGER, os.getppid()], holding=1) == 2
         child.communicate(b"\n")
 
 
 def test_in_a_pid_namespace_one_of_the_unknown_processes_is_ours(gpu: FakeGpu) -> None:
     host_pids = [2**22 + 1, 2**22 + 2]  # above the highest that Linux gives
-    assert others(gpu, host_pids, holding=True) == 1
-    assert others(gpu, host_pids, holding=False) == 2
-    assert others(gpu, [], holding=True) == 0
+    assert others(gpu, host_pids, holding=1) == 1
+    assert others(gpu, host_pids, holding=0) == 2
+    assert others(gpu, host_pids, holding=2) == 0
+    assert others(gpu, [], holding=1) == 0
+
+
+def test_the_other_process_of_a_pair_is_not_foreign(gpu: FakeGpu) -> None:
+    def seen(pids: list[int], root: int) -> int:
+        gpu.pids = pids
+        with Monitor("cuda:0", root) as monitor:
+            pass
+        found = monitor.state()
+        assert found is not None
+        return found.foreign
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        pair = [os.getpid(), other.pid]
+        assert seen(pair, 0) == 0
+        assert seen([os.getppid(), *pair], 0) == 1
+        assert seen([os.getppid(), *pair], os.getppid()) == 0
+        assert seen([STRANGER, *pair], os.getppid()) == 1
+        other.communicate(b"\n")
+    assert seen([2**22 + 1, 2**22 + 2], os.getppid()) == 0  # numbers of another pid namespace
+    assert seen([2**22 + 1, 2**22 + 2, 2**22 + 3], os.getppid()) == 1
 
 
 # What a run says before it begins

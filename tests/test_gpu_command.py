@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fusionbench import backends, store, suite
-from tests import gpu, shard
+from fusionbench import backends, store, suite, trial
+from fusionbench.plan import Plan
+from fusionbench.spec import Skip
+from tests import gpu, gpu_facts, gpu_pairs, shard
+from tests.comparing import failed, record, run
 from tests.perf import kernel_targets
 
 # Of what python imports at its start: the libraries of the verbs that show things are not found.
@@ -94,16 +98,68 @@ def test_a_step_that_has_no_time_left_is_told_as_failed(tmp_path: Path) -> None:
     assert gpu.perform(gpu.Step("late", 6, (), may_stop=True), 1, tmp_path) == 0
 
 
-def test_measuring_leaves_a_run_that_the_targets_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In a process of its own, as in a step, on a bare image; without a GPU every job is a skip, and so the targets say."""
+def bare(tmp_path: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """A step in a process of its own, as on a bare image without a GPU."""
     (tmp_path / "sitecustomize.py").write_text(BARE)
-    command = [sys.executable, "tests/gpu.py", "--measure", "sdpa-flash", "--timer", "cold", "--out", str(tmp_path)]
     environment = {
         "PYTHONPATH": f"{tmp_path}:{gpu.ROOT}:{gpu.ROOT / 'kernels'}",
         "PATH": "/usr/bin",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    done = subprocess.run(command, cwd=gpu.ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *command], cwd=gpu.ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_pair_of_this_code_is_a_line_for_each_round_and_one_for_all(tmp_path: Path) -> None:
+    command = ("--out", str(tmp_path), "--device", "cpu", "--jobs", "1", "--rounds", "1")
+    done = bare(tmp_path, "tests/gpu_pairs.py", *command)
+    assert done.returncode == 0, done.stderr
+    round_, of_job, of_all = (json.loads(line) for line in (tmp_path / "paired.jsonl").read_text().splitlines())
+    assert (round_["round"], round_["base"]["status"], round_["head"]["status"]) == (0, "ok", "ok")
+    assert of_job["effects"] == [round_["effect"]]
+    assert (of_job["facts"], of_job["facts_changed"], of_job["failed"]) == (7, [], "")
+    assert (of_all["all"]["timed"], of_all["all"]["failed"]) == (1, 0)
+
+
+def test_pairs_that_have_no_time_say_what_is_missing(tmp_path: Path) -> None:
+    done = bare(tmp_path, "tests/gpu_pairs.py", "--out", str(tmp_path), "--device", "cpu", "--seconds", "0")
+    assert done.returncode == 130, done.stderr
+    assert json.loads((tmp_path / "paired.jsonl").read_text().splitlines()[-1])["all"]["timed"] == 0
+
+
+def test_the_jobs_of_pairs_are_among_those_that_are_compiled_and_measured_before() -> None:
+    known = {(item.job if isinstance(item, Skip) else item).key for item in Plan(suite.read("kernels"))}
+    planned = {gpu_pairs.job("eager").key}  # plain attention, beside which the others are read
+    assert {job.key for job in gpu_pairs.JOBS} - known == planned
+
+
+def test_a_slow_down_on_paper_is_found_in_rounds_that_agree() -> None:
+    def found(job: int, *effects: float) -> trial.Found:
+        return trial.Found(gpu_pairs.JOBS[job], effects=list(effects))
+
+    steady = [found(0, *(0.001 * (n % 3 - 1) for n in range(7))), found(1, *(0.002 * (n % 2) for n in range(7)))]
+    wild = found(2, -0.3, 0.2, -0.1, 0.3, -0.2, 0.1, 0.0)
+    assert [gpu_pairs.slower([*steady, wild], factor) for factor in gpu_pairs.FACTORS] == [0, 2, 2]
+    assert not gpu_pairs.suspected(steady[0], 1.0)
+
+
+def test_what_two_runs_do_not_agree_on_is_no_fact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for launches in (3, 3, 4):
+        run(tmp_path / "runs", record(1, launches=launches), record(2), failed(3))
+    assert gpu_facts.main([str(tmp_path / "runs")]) == 1
+    told = capsys.readouterr().out
+    assert "launches: 3 of 4 the same\n" in told
+    assert f"    {record(1).job.key}: launches 3 → 4 (+33.33%)" in told
+    assert "flops: 4 of 4 the same\n" in told
+    run(tmp_path / "alone", record(1))
+    assert gpu_facts.main([str(tmp_path / "alone")]) == 5
+    assert gpu_facts.main([str(tmp_path / "nowhere")]) == 5
+
+
+def test_measuring_leaves_a_run_that_the_targets_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a process of its own, as in a step, on a bare image; without a GPU every job is a skip, and so the targets say."""
+    done = bare(tmp_path, "tests/gpu.py", "--measure", "sdpa-flash", "--timer", "cold", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (path,) = kernel_targets.run_folders(tmp_path / "runs")
     run = store.read(path)

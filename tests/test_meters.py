@@ -191,6 +191,17 @@ def test_the_control_is_about_the_same_every_time_and_leaves_the_jobs_random_num
     assert min(found) > 1000
 
 
+def test_the_peak_on_cuda_begins_with_an_empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block left by the job before may be larger than what is asked for, and counts whole."""
+    log: list[str] = []
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: log.append(name))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 164)
+    assert memory._allocated(lambda: log.append("call"), torch.device("cuda")) == (64, 0)
+    assert log == ["synchronize", "empty_cache", "reset_peak_memory_stats", "call", "synchronize"]
+
+
 def test_peak_memory_is_exact() -> None:
     def three_live_tensors() -> None:
         a = torch.empty(2**20, dtype=torch.float32)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fusionbench import pairing, registry, suite, trial
+from fusionbench import baseline, pairing, registry, suite, trial
 from fusionbench.cli import app
 from fusionbench.delta import Delta, Judgement
 from fusionbench.errors import FusionbenchError
@@ -198,6 +198,30 @@ def test_the_command_line_fails_with_1_and_writes_what_it_found(mine: Path, monk
     assert isinstance(found, Judgement)
     assert [delta.verdict for delta in found.comparison.deltas] == ["slower"]
     assert 'failures="1"' in (mine / "found.xml").read_text()
+
+
+def test_a_stored_baseline_only_suspects_and_pairs_with_its_commit_decide(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "confirm_rounds", lambda found, suspects: 5)
+    monkeypatch.chdir(mine)
+    git(mine, "checkout", "-q", "--", ".")
+    arguments(mine)
+    told = [str(mine / "mine.toml"), "--plugin", str(mine / "mine.py")]
+    assert CliRunner().invoke(app, ["run", *told, "-q"]).exit_code == 0
+    done = CliRunner().invoke(app, ["baseline", "update", "--reason", "the first", "-o", "base.json"])
+    assert done.exit_code == 0, done.output
+    kept = baseline.load(mine / "base.json")
+    assert (kept.commit, kept.dirty) == (git(mine, "rev-parse", "HEAD").strip(), False)
+
+    (mine / "mine.py").write_text(PLUGIN.format(name="mine", times=6))
+    judge = ["check", "--baseline", "base.json", "--suite", *told, "--gate", "timing", "--json", "found.json", "-q"]
+    done = CliRunner().invoke(app, judge)
+    assert done.exit_code == 1, (done.output, done.exception)
+    found = as_json.load(mine / "found.json")
+    ((delta),) = found.comparison.deltas
+    assert (delta.verdict, delta.stage, delta.rounds) == ("slower", "confirm", 5)
+    assert found.comparison.head.dirty
 
 
 def test_ctrl_c_before_the_first_round_leaves_nothing_behind_either(mine: Path) -> None:

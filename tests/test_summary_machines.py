@@ -19,6 +19,7 @@ from fusionbench.cli import main
 from fusionbench.delta import Judgement, Ruling
 from fusionbench.disk import NewerSchemaError
 from fusionbench.errors import DamagedError, StoreError
+from fusionbench.judge import judge
 from fusionbench.summary import as_json, files, github
 from fusionbench.summary.junit import junit
 from tests.deltas import HOSTILE, change, comparison, delta, hostile, judged, key, many, mixed, untimed
@@ -58,6 +59,12 @@ def test_every_job_is_one_test_case_of_its_kind() -> None:
     assert found[key("film", "eager")] == "error"
     assert {found[key("mmdit")], found[key("vilbert")], found[key("early", image=4)]} == {"skipped"}
     assert {found[key("late")], found[key("mid")], found[key("early", text=4)]} == {"passed"}
+
+
+def test_a_lost_job_is_a_failure_where_the_gate_says_so() -> None:
+    of = comparison(untimed("lost", "missing", "was ok, and is not in the head"))
+    assert kinds(parsed(junit(of, judge(of, ("deterministic",))))) == {"lost": "failure"}
+    assert kinds(parsed(junit(of))) == {"lost": "skipped"}
 
 
 def test_counts_are_those_of_the_cases() -> None:

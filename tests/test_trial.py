@@ -12,7 +12,7 @@ import pytest
 from fusionbench.delta import Change, Delta
 from fusionbench.engines.local import Cancelled
 from fusionbench.engines.twins import Pair
-from fusionbench.record import Record
+from fusionbench.record import DeviceState, Record
 from fusionbench.spec import Case, Job, Shape
 from fusionbench.trial import CONFIRM_ROUNDS, MOST_CONFIRM_ROUNDS, SCREEN_ROUNDS, Found, Trial, confirm_rounds
 
@@ -158,6 +158,31 @@ def test_noise_is_called_unclear_with_the_rounds_that_would_tell() -> None:
     found = tried(Machine(deviation=0.08, seed=3), "a")
     assert found["a"].verdict == "unclear"
     assert "rounds would tell 3%" in found["a"].reason
+
+
+def test_what_disturbed_the_gpu_is_said_beside_the_verdict() -> None:
+    hot, crowded = DeviceState(throttle=("sw_power_cap",)), DeviceState(throttle=("hw_slowdown",), foreign=2)
+    found = Found(job("a"))
+    for number in range(SCREEN_ROUNDS):
+        base, head = (Record(job=job("a"), status="ok", device=state) for state in (hot, crowded))
+        found.add(Pair(base, head, ((CALL_NS, CALL_NS),) * 8, loops=1, throttled=number < 2))
+    trial = Trial(Machine().measure, Machine(), screened={found.job.key: found})
+    (delta,) = trial.deltas()
+    assert delta.verdict == "same"
+    assert delta.reason == (
+        "'cpu' throttled (hw_slowdown, sw_power_cap) in 2 of 7 rounds; "
+        "2 other processes use 'cpu', and timings share it with them"
+    )
+
+
+def test_sides_that_do_not_fit_beside_each_other_are_no_regression() -> None:
+    found = Found(job("a"))
+    found.add(Pair(Record(job=job("a"), status="ok"), Record(job=job("a"), status="ok")))
+    assert found.settled is not None
+    assert (found.settled.verdict, found.settled.reason) == (
+        "unclear",
+        "the memory holds one side of this job, not both at once",
+    )
 
 
 def test_an_interrupted_trial_never_calls_a_mere_suspect_slower() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,7 @@ from fusionbench.engines import twins
 from fusionbench.engines.local import Cancelled
 from fusionbench.engines.twins import LEAST_TURNS, MOST_TURNS, SLICE_S, Code, Twins
 from fusionbench.errors import FusionbenchError
+from fusionbench.record import Record, Status
 from fusionbench.spec import Budget, Case, Job, Shape
 from fusionbench.turns import Turn
 
@@ -78,6 +79,78 @@ def test_a_side_that_fails_costs_one_job(pair: Twins, strategy: str, status: str
     assert found.head.status == status
     assert found.turns == ()
     assert pair.round(job("film"), 0).head.status == "ok"
+
+
+def test_a_process_that_dies_between_two_turns_costs_one_job(tmp_path: Path) -> None:
+    """Its neighbour has been given turns: it ends its visit as if there were no other to come."""
+    with Twins(side("base", FAULTY), side("head", FAULTY), BUDGET) as both:
+        found = both.round(job("dies_late"), 0)
+        assert (found.base.status, found.head.status) in {("crash", "ok"), ("ok", "crash"), ("crash", "crash")}
+        assert found.turns == ()
+        assert both.round(job("film"), 0).head.status == "ok"
+
+
+class Scripted:
+    """A host that answers what it is told: a Turn to all but ``False``, which ends the visit."""
+
+    def __init__(self, name: str, throttled: Sequence[bool] = (), status: Status = "ok") -> None:
+        self.name, self.status, self.asked = name, status, list[object]()
+        self.throttled = iter(throttled)
+
+    def ask(self, message: object, timeout_s: float, stopping: object) -> Turn | Record:
+        self.asked.append(message)
+        if isinstance(message, twins.Begin):
+            assert message.turns.root == os.getpid()
+            return Turn(loops=1) if self.status == "ok" else self._record()
+        return (
+            Turn(loops=1, samples=((100, None),), throttled=next(self.throttled, False)) if message else self._record()
+        )
+
+    def _record(self) -> Record:
+        return Record(job=job("film"), status=self.status)
+
+    def close(self) -> None:
+        pass
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *pairs: tuple[Scripted, Scripted]) -> Twins:
+    """Twins whose hosts are made up, a pair whenever new ones are started."""
+    both, later = Twins(side("base"), side("head"), BUDGET), iter(pairs)
+
+    def renew(number: int) -> None:
+        both._hosts, both._number = next(later), number  # type: ignore[assignment]
+
+    monkeypatch.setattr(both, "_renew", renew)
+    return both
+
+
+def test_turns_in_which_the_device_throttled_are_left_out_with_their_neighbours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, head = Scripted("base", [False, True]), Scripted("head", [False] * 6 + [True])
+    found = scripted(monkeypatch, (base, head)).round(job("film"), 0)
+    # The second and the seventh turn cost an ABBA each, and two more are taken instead.
+    assert (len(found.turns), found.throttled) == (LEAST_TURNS, False)
+    assert base.asked.count(True) == head.asked.count(True) == LEAST_TURNS + 4
+
+
+def test_a_device_that_always_throttles_is_timed_all_the_same_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hot = Scripted("base", [True] * MOST_TURNS)
+    found = scripted(monkeypatch, (hot, Scripted("head"))).round(job("film"), 0)
+    assert found.throttled
+    assert len(found.turns) == hot.asked.count(True) == MOST_TURNS
+
+
+def test_a_side_that_lacks_memory_beside_the_other_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowded, fresh = (Scripted("base"), Scripted("head", status="oom")), (Scripted("base"), Scripted("head"))
+    found = scripted(monkeypatch, crowded, fresh).round(job("film"), 0)
+    assert (found.base.status, found.head.status, found.turns) == ("ok", "ok", ())
+    assert fresh[0].asked == []
+    assert fresh[1].asked[1:] == [True, False]
+    again = scripted(monkeypatch, crowded, (Scripted("base"), Scripted("head", status="oom"))).round(job("film"), 0)
+    assert (again.base.status, again.head.status) == ("ok", "oom")
 
 
 def test_a_new_round_is_another_pair_of_hosts_and_they_end_with_the_trial() -> None:

@@ -248,7 +248,7 @@ def _changes(before: Baseline | None, made: Baseline) -> list[str]:
     from .. import comparison, facts
 
     lines = []
-    if not made.environment.commit or made.environment.dirty:
+    if not made.commit or made.dirty:
         lines.append("its commit is not known or had changes: what looks slower than it cannot be measured again")
     measured = sum(job.status == "ok" for job in made.jobs)
     if before is None:

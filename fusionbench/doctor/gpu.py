@@ -59,7 +59,7 @@ def _asked(found: nvml.Gpu) -> GpuFacts:
         power_limit_w=watts("nvmlDeviceGetEnforcedPowerLimit"),
         default_power_limit_w=watts("nvmlDeviceGetPowerManagementDefaultLimit"),
         temperature_c=state.temperature_c,
-        foreign=fitness.foreign(found, os.getpid(), holding=False),
+        foreign=fitness.foreign(found, os.getpid(), holding=0),
         ecc=_first_flag(found.ask("nvmlDeviceGetEccMode", found.board)),
         mig=found.sliced(),
         energy=found.energy_mj() is not None,

@@ -51,8 +51,9 @@ class Pair:
 
     base: Record
     head: Record
-    turns: tuple[tuple[float, float], ...] = ()  # (base, head), neighbours in time
+    turns: tuple[tuple[float, float], ...] = ()  # (base, head), neighbours in time; none where a side failed
     loops: int = 0
+    throttled: bool = False  # the GPU was held down in most turns, so that these count for want of better ones
     reason: str = ""
 
 
@@ -204,47 +205,52 @@ class Twins:
         order = (base, head) if number % 2 == 0 else (head, base)
         answers: dict[Host, Turn | Record] = {}
         for host in order:
-            answer = answers[host] = self._begin(host, job, number, loops)
+            answer = answers[host] = self._begun(host, Visit(job=job, round=number, loops=loops))
             loops = answer.loops if isinstance(answer, Turn) else loops
-        reason = self._one_by_one(order, answers, job, number, loops)
-        taken: dict[Host, list[float]] = {host: [] for host in order}
+        reason = self._one_by_one(order, answers, Visit(job=job, round=number, loops=loops))
+        turns: list[tuple[float, float]] = []
+        throttled = False
         if _ready(answers):
-            self._alternate(order, answers, taken)
-        turns = tuple(zip(taken[base], taken[head], strict=True)) if _ready(answers) else ()
-        records = {host: self._end(host, answers[host], fed=bool(taken[host])) for host in order}
-        return Pair(records[base], records[head], turns, loops, reason)
+            turns, throttled = self._alternate(order, answers)
+        records = {host: self._end(host, answers[host], fed=bool(turns)) for host in order}
+        return Pair(records[base], records[head], tuple(turns), loops, throttled, reason)
 
-    def _one_by_one(
-        self, order: tuple[Host, Host], answers: dict[Host, Turn | Record], job: Job, number: int, loops: int
-    ) -> str:
+    def _begun(self, host: Host, visit: Visit) -> Turn | Record:
+        """The visit's process is built and warm, or has failed."""
+        turns = Turns(slice_s=SLICE_S, cores=_cores(visit.job, self.budget.threads, visit.round), root=os.getpid())
+        return host.ask(Begin(visit=visit, budget=self.budget, turns=turns), self.budget.timeout_s, self.stopping)
+
+    def _one_by_one(self, order: tuple[Host, Host], answers: dict[Host, Turn | Record], visit: Visit) -> str:
         """Ask a side that failed beside the other one again when it is alone; what failed, where it has."""
         first, second = (answers[host] for host in order)
         if isinstance(first, Record) or isinstance(second, Turn) or second.status not in BESIDE:
             return ""
         answers[order[0]] = self._end(order[0], first, fed=False)
-        answers[order[1]] = self._end(order[1], self._begin(order[1], job, number, loops), fed=False)
+        answers[order[1]] = self._end(order[1], self._begun(order[1], visit), fed=False)
         return f"{order[1].name} goes well alone, and not beside the other side: {second.status}, {second.reason}"
 
-    def _begin(self, host: Host, job: Job, number: int, loops: int) -> Turn | Record:
-        turns = Turns(slice_s=SLICE_S, cores=_cores(job, self.budget.threads, number))
-        begin = Begin(visit=Visit(job=job, round=number, loops=loops), budget=self.budget, turns=turns)
-        return host.ask(begin, self.budget.timeout_s, self.stopping)
-
     def _alternate(
-        self, order: Sequence[Host], answers: dict[Host, Turn | Record], taken: Mapping[Host, list[float]]
-    ) -> None:
-        """Turn by turn, in the order ABBA until the round is precise or has had its time: ``taken`` gets the median of
-        a call in each turn, ``answers`` the record of a side that ended in the middle."""
-        number, most = 0, MOST_TURNS
-        while number < LEAST_TURNS or (number < most and not _precise(list(zip(*taken.values(), strict=True)))):
-            for host in order if number % 2 == 0 else reversed(order):
+        self, order: Sequence[Host], answers: dict[Host, Turn | Record]
+    ) -> tuple[list[tuple[float, float]], bool]:
+        """Turn by turn, the median of a call, in the order ABBA until the round is precise or has had its time; and
+        whether the device was throttled. None where a side died in the middle: ``answers`` gets its record."""
+        pairs: list[tuple[float, float]] = []
+        throttled: list[bool] = []
+        most = MOST_TURNS
+        while _another(pairs, throttled, most):
+            turns: dict[Host, Turn] = {}
+            for host in order if len(pairs) % 2 == 0 else reversed(order):
                 answer = answers[host] = host.ask(True, self.budget.timeout_s, self.stopping)
                 if isinstance(answer, Record):
-                    return
-                taken[host].append(median(_on_core(answer, self.budget.threads)))
-                if not number:
-                    most = _most_turns(self.budget, answer)
-            number += 1
+                    return [], False
+                turns[host] = answer
+            if not pairs:
+                most = _most_turns(self.budget, turns[order[-1]])
+            base, head = (median(_on_core(turns[host], self.budget.threads)) for host in self._hosts)
+            pairs.append((base, head))
+            throttled.append(any(turn.throttled for turn in turns.values()))
+        calm = _calm(pairs, throttled)
+        return (calm, False) if 2 * len(calm) >= len(pairs) else (pairs, True)
 
     def _end(self, host: Host, answer: Turn | Record, *, fed: bool) -> Record:
         """The record of a visit; of one that has had no turn, after the one that a record needs."""
@@ -266,6 +272,19 @@ def _most_turns(budget: Budget, first: Turn) -> int:
     turn_s = max(SLICE_S, sum(ns for ns, _ in first.samples) / 1e9)
     wanted = max(budget.measure_s / budget.rounds, ROUND_S) / turn_s
     return 2 * round(min(max(wanted, LEAST_TURNS), MOST_TURNS) / 2)
+
+
+def _another(pairs: Sequence[tuple[float, float]], throttled: Sequence[bool], most: int) -> bool:
+    """Whether both sides take another turn: until the effect of those that were not throttled is known."""
+    if len(pairs) < LEAST_TURNS or len(pairs) % 2:
+        return True
+    calm = _calm(pairs, throttled)
+    return len(pairs) < most and (len(calm) < LEAST_TURNS or not _precise(calm))
+
+
+def _calm(pairs: Sequence[tuple[float, float]], throttled: Sequence[bool]) -> list[tuple[float, float]]:
+    """The turns of each whole ABBA in which nothing held the device down."""
+    return [pair for n in range(0, len(pairs) - 1, 2) if not any(throttled[n : n + 2]) for pair in pairs[n : n + 2]]
 
 
 def _precise(turns: Sequence[tuple[float, float]]) -> bool:

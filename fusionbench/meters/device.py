@@ -25,10 +25,12 @@ class Monitor:
 
     The timer asks ``throttled()`` after each block of samples and takes a block again that was; if it keeps such a
     block for want of a better one, it says so with ``keep()``. Raises DeviceLostError when the GPU is gone.
+
+    Where two processes sample by turns, ``root`` is the one that both descend from: neither is foreign to the other.
     """
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, device: str, root: int = 0) -> None:
+        self._device, self._root = device, root
         self._session = contextlib.ExitStack()
         self._gpu: nvml.Gpu | None = None
         self._expected_mhz: int | None = None
@@ -103,8 +105,9 @@ class Monitor:
 
     def _count(self, gpu: nvml.Gpu) -> None:
         runner = parent_process()
-        root = os.getpid() if runner is None or runner.pid is None else runner.pid
-        self._foreign = max(self._foreign, foreign(gpu, root, holding=True) or 0)
+        alone = os.getpid() if runner is None or runner.pid is None else runner.pid
+        found = foreign(gpu, self._root or alone, holding=2 if self._root else 1)
+        self._foreign = max(self._foreign, found or 0)
         self._counted_ns = perf_counter_ns()
 
 

@@ -53,9 +53,11 @@ class Turns(Protocol):
     """Who says when samples are taken: two processes that are held against each other sample by turns."""
 
     slice_s: float
+    root: int  # the process that both descend from; 0: nobody says
 
-    def next(self, taken: list[Sample], loops: int) -> bool:
-        """Hand over what the last turn brought and wait for the next one; False when there is no other."""
+    def next(self, taken: list[Sample], loops: int, throttled: bool) -> bool:
+        """Hand over what the last turn brought, and whether the device throttled in it, and wait for the next one;
+        False when there is no other."""
         ...
 
 
@@ -116,7 +118,9 @@ def measure(
             sampler = stack.enter_context(_wall(call, loops or _calibrate(call, call_ns)))
             monitor = None
         taken, stop, discarded = (
-            _take(sampler, bounds, interrupted, turn, monitor) if turns is None else _take_turns(sampler, turns, turn)
+            _take(sampler, bounds, interrupted, turn, monitor)
+            if turns is None
+            else _take_turns(sampler, turns, turn, monitor)
         )
     delays = [delay for _, delay in taken if delay is not None]
     return Timing(
@@ -208,18 +212,27 @@ def _take(
         kept, begun = len(taken), perf_counter_ns()
 
 
-def _take_turns(sampler: Sampler, turns: Turns, turn: Callable[[], object] | None) -> tuple[list[Sample], Stop, int]:
+def _take_turns(
+    sampler: Sampler, turns: Turns, turn: Callable[[], object] | None, monitor: Monitor | None
+) -> tuple[list[Sample], Stop, int]:
     """The samples of all turns, as ``_take`` gives them. The first call of each is not timed: the other process has
-    had the caches."""
+    had the caches. None is taken again where the device throttled: whoever gives the turns knows of both sides."""
     taken: list[Sample] = []
     latest: list[Sample] = []
-    while turns.next(latest, sampler.loops):
+    throttled, at_once, slice_ns = False, 1, round(turns.slice_s * 1e9)
+    while turns.next(latest, sampler.loops, throttled):
+        if monitor is not None:
+            monitor.restart()
         if turn is not None:
             turn()
         sampler.settle()
         latest, start = [], perf_counter_ns()
-        while not latest or perf_counter_ns() - start < turns.slice_s * 1e9:
-            latest += sampler.take(sampler.batch)
+        while not latest or perf_counter_ns() - start < slice_ns:
+            latest += sampler.take(at_once)
+            at_once = max(1, min(sampler.batch, slice_ns // latest[-1][0]))  # a turn of 10 calls of 1 s would be none
+        throttled = monitor is not None and monitor.throttled()
+        if monitor is not None:
+            monitor.keep()
         taken += latest
     return taken, "samples", 0
 

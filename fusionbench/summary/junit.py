@@ -46,9 +46,15 @@ def result(delta: Delta, judgement: Judgement | None) -> Result:
     slower = [f"slower: {_times(delta)}"] if delta.verdict == "slower" else []
     if (slower and timing) or (worse and facts):
         return ("failure", "slower" if slower else "worse", "; ".join(slower + worse))
+    if delta.verdict == "missing" and judgement and _fails(delta, judgement):  # a lost job hides a regression
+        return ("failure", "missing", delta.reason or "missing")
     if delta.verdict in ("new", "missing") or (delta.verdict == "unclear" and timing):
         return ("skipped", delta.verdict, delta.reason or delta.verdict)
     return ("", "", "")
+
+
+def _fails(delta: Delta, judgement: Judgement) -> bool:
+    return any(key == delta.key for ruling in judgement.rulings for key, _ in ruling.failures)
 
 
 def _times(delta: Delta) -> str:

@@ -17,7 +17,7 @@ from . import facts, store
 from .disk import explained, opened, refuse_newer
 from .errors import DamagedError, FusionbenchError, NothingError, StoreError, printable
 from .facts import Facts
-from .record import FAILED, Cache, Clock, Environment, Natural, Positive, Record, Status, Timing
+from .record import FAILED, Cache, Clock, Environment, Natural, Positive, Record, Status, Timing, latest
 from .spec import Budget, Name
 from .stats import median
 
@@ -123,16 +123,6 @@ def of(run: store.Run, reason: str, machine: str | None = None) -> Baseline:
         environment=replace(environment, machine=machine or environment.machine),
         jobs=tuple(kept(record, key) for key, record in sorted(records.items())),
     )
-
-
-def latest(records: Iterable[Record]) -> dict[str, Record]:
-    """The record of each key that was measured last, where code or environment changed in between."""
-    found: dict[str, Record] = {}
-    for record in records:
-        key = record.job.key
-        if key not in found or record.started_at >= found[key].started_at:
-            found[key] = record
-    return found
 
 
 def kept(record: Record, key: str) -> Kept:

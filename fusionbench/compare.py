@@ -24,7 +24,7 @@ FLOOR_GPU_NS = 2_000.0
 _ALIKE = ("timer", "cache")
 
 
-class Delta(Struct, frozen=True, kw_only=True, gc=False):
+class Ratio(Struct, frozen=True, kw_only=True, gc=False):
     """``ratio`` of head over base with the widest interval that both sides' 95 % intervals allow."""
 
     ratio: float
@@ -33,7 +33,7 @@ class Delta(Struct, frozen=True, kw_only=True, gc=False):
     verdict: Verdict
 
 
-def compare(base: Timing, head: Timing) -> Delta:
+def compare(base: Timing, head: Timing) -> Ratio:
     """Judge ``head`` by ``base``, by their times on the core. Faster or slower is said only where three things agree.
 
     The intervals of the two medians, over at least MIN_ROUNDS rounds each, have no value in common; the difference is
@@ -44,13 +44,13 @@ def compare(base: Timing, head: Timing) -> Delta:
     for name in _ALIKE:
         if (one := getattr(base, name)) != (other := getattr(head, name)):
             raise ValueError(f"times of unlike {name} ('{one}' and '{other}') are not compared; measure both alike")
-    plain = _delta(base, head, [1.0] * len(base.round_sizes), [1.0] * len(head.round_sizes))
+    plain = _ratio(base, head, [1.0] * len(base.round_sizes), [1.0] * len(head.round_sizes))
     controls = base.control_ns, head.control_ns
     if plain.verdict not in ("faster", "slower") or not _usable(base) or not _usable(head):
         return plain
     level = median(sorted(controls[0]))
-    steady = _delta(base, head, [c / level for c in controls[0]], [c / level for c in controls[1]])
-    return plain if steady.verdict == plain.verdict else Delta(
+    steady = _ratio(base, head, [c / level for c in controls[0]], [c / level for c in controls[1]])
+    return plain if steady.verdict == plain.verdict else Ratio(
         ratio=plain.ratio, low=plain.low, high=plain.high, verdict="unclear"
     )  # fmt: skip
 
@@ -59,11 +59,11 @@ def _usable(timing: Timing) -> bool:
     return len(timing.control_ns) == len(timing.round_sizes) and all(timing.control_ns)
 
 
-def _delta(base: Timing, head: Timing, base_pace: Sequence[float], head_pace: Sequence[float]) -> Delta:
+def _ratio(base: Timing, head: Timing, base_pace: Sequence[float], head_pace: Sequence[float]) -> Ratio:
     b, b_low, b_high = _interval(base, base_pace)
     h, h_low, h_high = _interval(head, head_pace)
     if not b or not h or not b_low:
-        return Delta(ratio=1.0, low=0.0, high=float(2**31), verdict="unclear")
+        return Ratio(ratio=1.0, low=0.0, high=float(2**31), verdict="unclear")
     tolerated = max(TOLERANCE * b, FLOOR_NS.get(base.timer, FLOOR_GPU_NS))
     low, high = h_low / b_high, h_high / b_low
     verdict: Verdict = "unclear"
@@ -72,7 +72,7 @@ def _delta(base: Timing, head: Timing, base_pace: Sequence[float], head_pace: Se
         verdict = "slower" if h > b else "faster"
     elif enough and h_high - b_low <= tolerated and b_high - h_low <= tolerated:
         verdict = "same"
-    return Delta(ratio=h / b, low=low, high=high, verdict=verdict)
+    return Ratio(ratio=h / b, low=low, high=high, verdict=verdict)
 
 
 def _interval(timing: Timing, pace: Sequence[float]) -> tuple[float, float, float]:

@@ -11,12 +11,12 @@ from typing import cast
 from msgspec.structs import replace
 
 from . import environment, facts, store
-from .baseline import Baseline, latest
+from .baseline import Baseline
 from .compare import FLOOR_GPU_NS, FLOOR_NS, MIN_ROUNDS, TOLERANCE, compare
-from .delta import Comparison, Delta, Side, jobs
-from .errors import printable
+from .delta import Comparison, Delta, Side
+from .errors import counted, printable
 from .facts import Facts
-from .record import Environment, Status, Timing
+from .record import Environment, Status, Timing, latest
 from .stats import median
 
 Source = store.Run | Baseline
@@ -63,7 +63,7 @@ def of(base: Source, head: Source, names: tuple[str, str] = ("", "")) -> Compari
         base=_side(base, before, names[0]),
         head=_side(head, after, names[1]),
         differences=differences,
-        notes=(*_about(base, head, left_out), *(f"{what} ({jobs(count)})" for what, count in notes.items())),
+        notes=(*_about(base, head, left_out), *(f"{what} ({counted(count, 'job')})" for what, count in notes.items())),
         deltas=tuple(deltas),
     )
 
@@ -156,7 +156,7 @@ def _about(base: Source, head: Source, left_out: int) -> Iterator[str]:
     if one and other and one != other:
         yield f"the suite is not the same: '{one[0]}' ({one[1]}) → '{other[0]}' ({other[1]})"
     if left_out:
-        yield f"{jobs(left_out)} of the base not asked for in the head, whose suite was narrowed"
+        yield f"{counted(left_out, 'job')} of the base not asked for in the head, whose suite was narrowed"
     for name, source in (("base", base), ("head", head)):
         problems = [] if isinstance(source, Baseline) else source.problems
         yield from (f"{name}: {printable(problem)}" for problem in problems[:MAX_PROBLEMS])

@@ -15,11 +15,6 @@ VERSION = 1  # of a comparison as JSON; a reader refuses a newer one
 Text = Annotated[str, Meta(max_length=10_000)]
 
 
-def jobs(count: int) -> str:
-    """``1 job``, ``2 jobs``."""
-    return f"{count:,} job{'s' if count != 1 else ''}"
-
-
 class Change(Struct, frozen=True, kw_only=True, gc=False):
     """A fact that no noise moves and that is not what it was; ``worse`` fails the deterministic gate."""
 

@@ -91,6 +91,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (known: {', '.join(names)})" if names else ""
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """``1 job``, ``2,000 jobs``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def printable(text: str, limit: int = 200) -> str:
     """Text from outside as it may be shown in a terminal: no control characters, bounded length."""
     clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: limit + 1])

@@ -1,4 +1,4 @@
-"""The words of a history: runs, points in time, and the series, segments and changes that they make up."""
+"""The words of a history: runs, points in time, and the series, segments shifts and steps that they make up."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Point(Struct, frozen=True, kw_only=True, gc=False):
     kernels: tuple[str, ...] = ()
 
 
-class Change(Struct, frozen=True, kw_only=True, gc=False):
+class Shift(Struct, frozen=True, kw_only=True, gc=False):
     """A new level of the time, from point ``at`` on; ``since`` is the last point before it.
 
     ``ratio`` is the median after over the one before, with its 95 % interval.
@@ -82,7 +82,7 @@ class Segment(Struct, frozen=True, kw_only=True, gc=False):
     points: tuple[int, ...]
     differences: tuple[str, ...] = ()  # from the segment before
     even_ns: float | None = None
-    changes: tuple[Change, ...] = ()
+    shifts: tuple[Shift, ...] = ()
     reason: str = ""
 
 
@@ -96,9 +96,9 @@ class Series(Struct, frozen=True, kw_only=True, gc=False):
     steps: tuple[Step, ...]
 
     @property
-    def changes(self) -> list[Change]:
-        """The changes of all segments in their order."""
-        return sorted((each for segment in self.segments for each in segment.changes), key=lambda each: each.at)
+    def shifts(self) -> list[Shift]:
+        """The shifts of all segments in their order."""
+        return sorted((each for segment in self.segments for each in segment.shifts), key=lambda each: each.at)
 
     @property
     def latest(self) -> Segment | None:

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from . import exits
 from .compare import MIN_ROUNDS, TOLERANCE
-from .delta import GATES, Comparison, Delta, Gate, Judgement, Ruling, Side, jobs
-from .errors import FusionbenchError, StoppedError
+from .delta import GATES, Comparison, Delta, Gate, Judgement, Ruling, Side
+from .errors import FusionbenchError, StoppedError, counted
 from .facts import told
 
 Confirm = Callable[[Sequence[str]], Mapping[str, Delta]]
@@ -106,7 +106,9 @@ def _timing(comparison: Comparison, confirm: Confirm | None) -> tuple[Comparison
     judged = sum(delta.key in timed and _shows(delta) for delta in comparison.deltas)
     slower = tuple((delta.key, _slower(delta)) for delta in comparison.deltas if delta.verdict == "slower")
     if unsettled and not slower:
-        return comparison, _not_timed(f"{jobs(len(unsettled))} may be slower, unconfirmed: {unsettled[0]}", judged)
+        return comparison, _not_timed(
+            f"{counted(len(unsettled), 'job')} may be slower, unconfirmed: {unsettled[0]}", judged
+        )
     if not judged:
         return comparison, _not_timed(_too_noisy(comparison))
     outcome = "failed" if slower else "passed"

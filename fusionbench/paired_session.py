@@ -17,7 +17,7 @@ from . import device_lock, fitness, judge, pairing
 from .delta import GATES, Delta, Gate, Judgement, Ruling
 from .engines import local
 from .engines.local import Cancelled
-from .errors import FusionbenchError, StoppedError, UnfitError
+from .errors import FusionbenchError, StoppedError, UnfitError, counted
 from .pairing import Outcome, Request
 from .progress import brief, duration
 from .spec import Job
@@ -74,7 +74,8 @@ class Display:
         """From here on it is the second look."""
         self.stage, self.done, self.total, self.begun = "confirm", 0, rounds, monotonic()
         if jobs and not self.quiet:
-            note(self.console, f"{jobs} looked slower: measured again in fresh pairs, {rounds} rounds in all")
+            several = counted(jobs, "job")
+            note(self.console, f"{several} looked slower: measured again in fresh pairs, {rounds} rounds in all")
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=0, total=max(rounds, 1), stage=self.stage)
 

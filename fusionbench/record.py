@@ -5,6 +5,7 @@ Facts only: samples are kept raw, and whatever follows from them is computed whe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -225,6 +226,16 @@ _line_decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 def encode_record(record: Record) -> bytes:
     return _encoder.encode(record)
+
+
+def latest(records: Iterable[Record]) -> dict[str, Record]:
+    """The record of each key that was begun last: of other code and other environments there may be older ones."""
+    found: dict[str, Record] = {}
+    for record in records:
+        key = record.job.key
+        if key not in found or record.started_at >= found[key].started_at:
+            found[key] = record
+    return found
 
 
 def decode_record(data: bytes) -> Record:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from . import change_points
 from .environment import differences
-from .history import Change, History, Interval, Measurement, Point, Segment, Series, Step
+from .history import History, Interval, Measurement, Point, Segment, Series, Shift, Step
 from .record import FAILED, Environment, Record, Timing
 from .stats import median, median_interval
 from .store import Run, complete
@@ -187,8 +187,8 @@ def _searched(segment: Segment, points: Sequence[Point]) -> Segment:
         return replace(segment, reason=NO_RUPTURES)
     intervals = [points[at].even if segment.even_ns else points[at].ns for at in segment.points]
     found = change_points.find([interval[0] for interval in intervals if interval])
-    changes = [
-        Change(
+    shifts = [
+        Shift(
             since=segment.points[each.at - 1],
             at=segment.points[each.at],
             ratio=each.ratio,
@@ -197,7 +197,7 @@ def _searched(segment: Segment, points: Sequence[Point]) -> Segment:
         )
         for each in found
     ]
-    return replace(segment, changes=tuple(changes))
+    return replace(segment, shifts=tuple(shifts))
 
 
 def _steps(points: Sequence[Point]) -> Iterable[Step]:
@@ -234,7 +234,7 @@ def _weight(series: Series) -> tuple[float, ...]:
     since_first = series.since_first
     return (
         series.points[-1].status in FAILED and any(point.status == "ok" for point in series.points),
-        max((_size(each.ratio) for each in series.changes), default=1.0),
+        max((_size(each.ratio) for each in series.shifts), default=1.0),
         len(series.steps),
         _size(since_first) if since_first else 1.0,
     )

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from . import wording
-from .errors import printable
+from .errors import counted, printable
 from .history import History, Interval, Measurement, Series
 from .record import FAILED
 from .stats import median
@@ -38,15 +38,11 @@ def show(history: History, *, width: int, limit: int) -> Group:
 
 
 def _overview(history: History) -> Text:
-    changed = sum(bool(series.changes or series.steps) for series in history.series)
+    changed = sum(bool(series.shifts or series.steps) for series in history.series)
     dates = [run.measured_at[:10] for run in history.runs if run.measured_at]
     when = "" if not dates else f", {dates[0]}" if dates[0] == dates[-1] else f", {dates[0]} to {dates[-1]}"
-    jobs, runs = (_counted(len(each), word) for each, word in ((history.series, "job"), (history.runs, "run")))
+    jobs, runs = (counted(len(each), word) for each, word in ((history.series, "job"), (history.runs, "run")))
     return _folded(f"{runs}{when}: {changed:,} of {jobs} changed", "bold")
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def _is_unfinished(run: Measurement) -> bool:
@@ -61,9 +57,9 @@ def _unfinished(run: Measurement) -> Text:
 def _block(series: Series, width: int, *, several: bool) -> list[Text]:
     name = series.key + (f"  on {series.machine}" if several and series.machine else "")
     lines = [_folded(name, "bold"), *_figures(series, width)]
-    for change in series.changes:
-        slower = change.ratio > 1
-        lines.append(_found("▲" if slower else "▼", wording.change(series, change), "red" if slower else "green"))
+    for shift in series.shifts:
+        slower = shift.ratio > 1
+        lines.append(_found("▲" if slower else "▼", wording.shift(series, shift), "red" if slower else "green"))
     for step in series.steps[-STEPS:]:
         lines.append(_found("●", wording.step(series, step), "yellow"))
     if len(series.steps) > STEPS:
@@ -81,7 +77,7 @@ def _figures(series: Series, width: int) -> list[Text]:
 
 
 def _last(series: Series) -> Text:
-    text = Text(_counted(len(series.points), "run").rjust(9) + "  ", style="dim")
+    text = Text(counted(len(series.points), "run").rjust(9) + "  ", style="dim")
     last = series.points[-1]
     if last.status in FAILED:
         return text.append(f"{last.status} in the last run", style="not dim bold red")
@@ -138,14 +134,14 @@ def _remarks(history: History) -> list[Text]:
     short = Counter(segment.reason for series in history.series for segment in series.segments[-1:] if segment.reason)
     if not history.note and short:
         ((reason, _),) = short.most_common(1)
-        found.append(f"{_counted(sum(short.values()), 'job')} not judged: {reason}" + (" …" if len(short) > 1 else ""))
+        found.append(f"{counted(sum(short.values()), 'job')} not judged: {reason}" + (" …" if len(short) > 1 else ""))
     moves = Counter(
         (series.points[segment.points[0]].at[:10], ", ".join(segment.differences))
         for series in history.series
         for segment in series.segments
         if segment.differences
     )
-    found += [f"from {day} on another environment: {what} ({_counted(n, 'job')})" for (day, what), n in moves.items()]
+    found += [f"from {day} on another environment: {what} ({counted(n, 'job')})" for (day, what), n in moves.items()]
     if _machines(history) > 1 and any(len(series.points) == 1 for series in history.series):
         found.append("machines met only once have no trend; where containers change their names, try --any-machine")
     return [_folded(text, "dim") for text in found[:12]]

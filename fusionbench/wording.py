@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .errors import printable
-from .history import Change, Point, Series, Step
+from .history import Point, Series, Shift, Step
 
 _NAMES = {
     "flops": "FLOPs",
@@ -16,12 +16,12 @@ _SHORT = 7  # digits of a commit
 _NEVER_ENDING = 100  # characters of a list of kernels
 
 
-def change(series: Series, found: Change) -> str:
+def shift(series: Series, found: Shift) -> str:
     """``+12 % [9, 15] at a1b2c3d..e4f5a6b, 2026-11-03``."""
     return f"{percent(found.ratio)} {interval(found)} {place(series, found.since, found.at)}"
 
 
-def interval(found: Change) -> str:
+def interval(found: Shift) -> str:
     if _many_times(found.ratio):
         return f"[{found.low:.2g}, {found.high:.2g}]"
     digits = 0 if abs(found.ratio - 1) >= 0.0995 else 1

@@ -14,11 +14,12 @@ import pytest
 from msgspec.structs import force_setattr, replace
 
 from fusionbench import baseline, suite
-from fusionbench.baseline import latest, load, pace_of, place
+from fusionbench.baseline import load, pace_of, place
 from fusionbench.compare import compare
 from fusionbench.disk import NewerSchemaError
 from fusionbench.errors import DamagedError, FusionbenchError, NothingError, StoreError
 from fusionbench.export.tables import to_parquet
+from fusionbench.record import latest
 from fusionbench.report.frame import frame
 from tests.comparing import BUDGET, HASH, failed, here, kept, record, run, timing
 

@@ -48,11 +48,11 @@ def stepped(tmp_path: Path) -> Path:
 
 def test_a_step_is_told_with_its_size_between_its_two_commits(stepped: Path) -> None:
     (series,) = read(stepped)[0].series
-    (change,) = series.changes
-    assert (change.since, change.at) == (11, 12)
-    assert change.low < 1.2 < change.high
-    assert wording.change(series, change).startswith("+20 % [")
-    assert wording.change(series, change).endswith(f" at {commit(11)[:7]}..{commit(12)[:7]}, 2026-03-14")
+    (shift,) = series.shifts
+    assert (shift.since, shift.at) == (11, 12)
+    assert shift.low < 1.2 < shift.high
+    assert wording.shift(series, shift).startswith("+20 % [")
+    assert wording.shift(series, shift).endswith(f" at {commit(11)[:7]}..{commit(12)[:7]}, 2026-03-14")
 
 
 def test_points_are_ordered_by_time_whatever_the_files_are_called(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_another_environment_begins_a_segment_and_says_what_differs() -> None:
     first, second = series.segments
     assert (first.points, second.points) == ((0, 1, 2), (3, 4, 5))
     assert (first.differences, second.differences) == ((), ("torch 2 → 3",))
-    assert series.changes == []
+    assert series.shifts == []
     assert series.since_first == 1.0  # in this environment
 
 
@@ -102,7 +102,7 @@ def test_environments_that_take_turns_are_two_lines_and_not_a_line_of_jumps() ->
     days = [run(day, measured(day, levels[day % 2], peak=peaks[day % 2]), **facts[day % 2]) for day in range(48)]
     (series,) = timeline.build(days).series
     assert [len(segment.points) for segment in series.segments] == [24, 24]
-    assert series.changes == []
+    assert series.shifts == []
     assert [(step.fact, step.at) for step in series.steps] == [("peak_bytes", 1)]  # where the second one was new
 
 
@@ -121,7 +121,7 @@ def test_a_machine_that_was_slow_for_a_while_is_not_code() -> None:
     (series,) = timeline.build(days).series
     assert series.points[-1].ns[0] > 1.25e6  # type: ignore[index]
     assert series.judged(series.segments[0])[-1][0] == pytest.approx(1.15e6, rel=0.05)  # at the pace of the middle
-    assert series.changes == []
+    assert series.shifts == []
 
 
 def test_without_controls_the_plain_times_are_judged() -> None:
@@ -134,19 +134,19 @@ def test_without_controls_the_plain_times_are_judged() -> None:
         days.append(run(day, msgspec.structs.replace(plain, time=time)))
     (series,) = timeline.build(days).series
     assert series.segments[0].even_ns is None
-    assert [change.at for change in series.changes] == [12]
+    assert [shift.at for shift in series.shifts] == [12]
 
 
 @pytest.mark.parametrize("values", [[1e6] * 30, noisy([1e6] * 30, 0.1)], ids=["constant", "noise"])
 def test_what_did_not_change_has_no_change(values: list[float]) -> None:
     (series,) = history(values).series
-    assert series.changes == []
+    assert series.shifts == []
     assert series.steps == ()
 
 
 def test_two_runs_have_no_change_points_and_say_why() -> None:
     (series,) = history([1e6, 9e6]).series
-    assert series.changes == []
+    assert series.shifts == []
     assert series.segments[0].reason == (
         "change points need 10 runs before and 10 after in one environment; here are 2 in all"
     )
@@ -313,7 +313,7 @@ def test_json_is_whole_and_has_a_version(stepped: Path) -> None:
     assert found["v"] == 1
     (series,) = found["series"]
     assert len(series["points"]) == len(found["runs"]) == 24
-    assert [each["at"] for each in series["segments"][0]["changes"]] == [12]
+    assert [each["at"] for each in series["segments"][0]["shifts"]] == [12]
 
 
 def test_without_ruptures_there_is_a_trend_and_one_line_on_how_to_get_them(

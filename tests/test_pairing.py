@@ -193,7 +193,7 @@ def test_the_command_line_fails_with_1_and_writes_what_it_found(mine: Path, monk
     done = CliRunner().invoke(app, arguments(mine, "--rounds", "3", "--json", "found.json", "--junit", "found.xml"))
     assert done.exit_code == 1, done.output
     assert "slower" in done.stdout
-    assert "1 looked slower: measured again in fresh pairs, 5 rounds in all" in done.stderr
+    assert "1 job looked slower: measured again in fresh pairs, 5 rounds in all" in done.stderr
     found = as_json.load(mine / "found.json")
     assert isinstance(found, Judgement)
     assert [delta.verdict for delta in found.comparison.deltas] == ["slower"]

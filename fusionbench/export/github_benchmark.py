@@ -12,7 +12,7 @@ from typing import Any
 from ..record import Environment
 from ..store import Run
 from . import streaming
-from .measured import Exported, Measured, exported, facts, measured
+from .measured import Exported, Measured, about, exported, measured
 
 # Of what `extra` tells, in its chart's tooltip: what a number cannot be read without.
 _TOLD = ("timer", "cache", "rounds", "samples", "device", "machine", "environment", "kernels")
@@ -48,6 +48,6 @@ def bigger(job: Measured, environments: Mapping[str, Environment]) -> dict[str, 
 
 
 def _extra(job: Measured, environments: Mapping[str, Environment]) -> str:
-    known = facts(job, environments)
+    known = about(job, environments)
     texts = {name: known[name] for name in _TOLD if name in known}
     return "\n".join(f"{name}: {', '.join(v) if isinstance(v, list) else v}" for name, v in texts.items())

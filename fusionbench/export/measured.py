@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from ..errors import printable
-from ..record import Environment, Record, Timing
+from ..record import Environment, Record, Timing, latest
 from ..stats import median_interval
 from ..store import Run
 from .names import plain
@@ -50,17 +50,12 @@ class Measured(Struct, frozen=True, kw_only=True, gc=False):
 
 def measured(run: Run) -> list[Measured]:
     """The jobs that went well, each by its newest record."""
-    return [_measured(record) for record in newest(run.records) if record.status == "ok"]
+    return [of(record) for record in newest(run.records) if record.status == "ok"]
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
-    """Of the records of one job the one that was begun last: other code and other environments have older ones."""
-    found: dict[str, Record] = {}
-    for record in records:
-        before = found.get(key := record.job.key)
-        if before is None or record.started_at >= before.started_at:
-            found[key] = record
-    return list(found.values())
+    """The record of each job that was begun last."""
+    return list(latest(records).values())
 
 
 def exported(run: Run, found: Iterable[Measured], *, untimed: bool = False) -> Exported:
@@ -87,7 +82,7 @@ def doubts(run: Run) -> list[str]:
     return notes
 
 
-def _measured(record: Record) -> Measured:
+def of(record: Record) -> Measured:
     return Measured(name=plain(record.job.key), record=record, timed=timed(record.time) if record.time else None)
 
 
@@ -114,7 +109,7 @@ def text(raw: str) -> str:
     return printable(raw, TEXT)
 
 
-def facts(job: Measured, environments: Mapping[str, Environment]) -> dict[str, Any]:
+def about(job: Measured, environments: Mapping[str, Environment]) -> dict[str, Any]:
     """What a reader needs to know of a number, in the order of interest; what is not known is left out."""
     record, environment = job.record, environments.get(job.record.environment)
     costs, energy = record.costs, record.energy
@@ -145,6 +140,7 @@ def _timing(time: Timing) -> dict[str, Any]:
         "cache": time.cache,
         "threads": time.threads,
         "rounds": len(time.round_sizes),
+        "loops": time.loops,
         "samples": len(time.samples_ns),
         "stop": time.stop,
     }

@@ -16,7 +16,7 @@ from ..record import Environment
 from ..spec import Job
 from ..store import Run
 from . import streaming
-from .measured import Exported, Measured, Timed, exported, facts, main_environment, measured, text, when
+from .measured import Exported, Measured, Timed, about, exported, main_environment, measured, text, when
 from .names import node_id, plain, suite_path
 
 VERSION = "5.3.1"  # of pytest-benchmark, whose files these are like
@@ -40,17 +40,21 @@ def write(run: Run, path: Path) -> Exported:
 def benchmark(job: Measured, timed: Timed, suite: str, environments: Mapping[str, Environment]) -> dict[str, Any]:
     """One job as one of pytest-benchmark's benchmarks."""
     time, data = timed.timing, [ns / 1e9 for ns in timed.calls_ns]
-    interval = {"ci95_s": [timed.low_ns / 1e9, timed.high_ns / 1e9]}
     return {
         "group": plain(job.record.job.case.question),
         "name": job.name,
         "fullname": node_id(suite, job.name),
         "params": parameters(job.record.job),
         "param": None,
-        "extra_info": interval | facts(job, environments),
+        "extra_info": extra_info(job, timed, environments),
         "options": {"disable_gc": True, "timer": time.timer, "warmup": time.warmup_calls > 0},
         "stats": stats(data) | {"data": data, "iterations": time.loops},
     }
+
+
+def extra_info(job: Measured, timed: Timed, environments: Mapping[str, Environment]) -> dict[str, Any]:
+    """Our interval of the median, and what else a reader needs to know."""
+    return {"ci95_s": [timed.low_ns / 1e9, timed.high_ns / 1e9]} | about(job, environments)
 
 
 def parameters(job: Job) -> dict[str, str | int]:

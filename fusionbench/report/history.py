@@ -14,7 +14,7 @@ from .. import wording
 from ..change_points import MIN_SIDE
 from ..compare import TOLERANCE
 from ..errors import printable
-from ..history import Change, History, Interval, Point, Segment, Series
+from ..history import History, Interval, Point, Segment, Series, Shift
 from ..record import Environment
 from . import document
 from .document import LONGEST
@@ -62,19 +62,19 @@ def _series(series: Series) -> dict[str, Any]:
         "ns": _columns(point.ns for point in points),
         "even": _columns(even),
         "segments": [_segment(segment) for segment in series.segments],
-        "changes": [_change(series, each) for each in series.changes],
+        "changes": [_shift(series, each) for each in series.shifts],
         "steps": [{"at": each.at, "fact": each.fact, "text": wording.step(series, each)} for each in series.steps],
         "since": None if since is None else {"ratio": since, "text": wording.percent(since)},
         "last": wording.time(points[-1].ns[0]) if points[-1].ns else "",
     }
 
 
-def _change(series: Series, change: Change) -> dict[str, Any]:
+def _shift(series: Series, shift: Shift) -> dict[str, Any]:
     return {
-        "at": change.at,
-        "ratio": change.ratio,
-        "size": wording.percent(change.ratio),
-        "text": wording.change(series, change),
+        "at": shift.at,
+        "ratio": shift.ratio,
+        "size": wording.percent(shift.ratio),
+        "text": wording.shift(series, shift),
     }
 
 

@@ -12,7 +12,7 @@ from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import printable
+from ..errors import counted, printable
 from ..record import FAILED, Environment
 from .frame import NOTES_APART
 from .rank import latest, ranked
@@ -206,14 +206,10 @@ def failures(
         status, phase, reason = kind
         jobs = kinds.get_group(kind)["key"].tolist()
         where = f" in {phase}" if phase else ""
-        parts.append(_folded(f"{status}{where}, {len(jobs):,} {_jobs(jobs)}: {reason}"))
+        parts.append(_folded(f"{status}{where}, {counted(len(jobs), 'job')}: {reason}"))
         parts += [_whole(f"{command} --job {shlex.quote(key)}") for key in jobs[:each]]
         parts += [_line(f"… and {len(jobs) - each:,} more like it", width, indent=4)] if len(jobs) > each else []
     return parts + _more(len(largest) - groups, "kinds of failure", "--groups")
-
-
-def _jobs(items: Sequence[object]) -> str:
-    return "job" if len(items) == 1 else "jobs"
 
 
 def _whole(command: str) -> Text:

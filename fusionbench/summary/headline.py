@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .. import exits
 from ..delta import Comparison, Delta, Judgement, Ruling, Side
+from ..errors import counted
 from .sections import TITLES, Stray, Title, regressed
-from .words import clean, count
+from .words import clean
 
 PASSED, FAILED, UNJUDGED = "✓ passed", "✗ failed", "? not judged"
 MEANING = {
@@ -28,7 +29,7 @@ def headline(judgement: Judgement | None, found: dict[Title, list[Delta]], stray
     """``✗ failed: 2 regressions, 1 improvement, 50 unchanged``, in words of our own alone."""
     told = _counts(found, stray, passed=judgement is not None and judgement.exit_code == 0)
     if judgement is None:
-        return f"{count(sum(map(len, found.values())), 'job')} compared: {told or 'nothing in common'}"
+        return f"{counted(sum(map(len, found.values())), 'job')} compared: {told or 'nothing in common'}"
     meaning = MEANING.get(judgement.exit_code, f"{FAILED}: exit code {judgement.exit_code}")
     return f"{meaning}{'; ' if ': ' in meaning else ': '}{told}" if told else meaning
 
@@ -39,7 +40,7 @@ def _counts(found: dict[Title, list[Delta]], stray: list[Stray], passed: bool) -
     names = dict(_NAMES)
     if passed:  # a gate that nobody asked for has not looked at them
         names["regressions"] = ("slower or worse but not judged",) * 2
-    return ", ".join(count(size, *names.get(title, (title, title))) for title, size in sizes.items() if size)
+    return ", ".join(counted(size, *names.get(title, (title, title))) for title, size in sizes.items() if size)
 
 
 def gates(judgement: Judgement | None) -> list[tuple[str, str]]:
@@ -51,7 +52,7 @@ def _gate(ruling: Ruling) -> str:
     if ruling.outcome == "not judged":
         return f"{ruling.gate} gate not judged"
     judged = f"{ruling.judged:,} judged"
-    failed = f"{count(len(ruling.failures), 'failure')}, " if ruling.failures else ""
+    failed = f"{counted(len(ruling.failures), 'failure')}, " if ruling.failures else ""
     return f"{ruling.gate} gate {ruling.outcome}: {failed}{judged}"
 
 
@@ -62,6 +63,6 @@ def sides(comparison: Comparison) -> list[tuple[str, str]]:
 
 def _side(side: Side) -> str:
     commit = clean(side.commit, 40)[:12] + (" with uncommitted changes" if side.dirty else "")
-    jobs = count(side.jobs, "job") if side.jobs else ""
+    jobs = counted(side.jobs, "job") if side.jobs else ""
     facts = (side.name, commit, side.machine, side.suite, side.measured_at, jobs)
     return " · ".join(dict.fromkeys(clean(fact, 120) for fact in facts if fact))

@@ -6,9 +6,10 @@ import re
 import xml.etree.ElementTree as ET  # to write, never to read
 
 from ..delta import Comparison, Delta, Judgement
+from ..errors import counted
 from .headline import headline
 from .sections import sections, strays
-from .words import count, fact, ratio, span
+from .words import fact, ratio, span
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
 _STATUS = re.compile(r"\b(wrong|oom|crash|timeout|error)\b")
@@ -57,13 +58,17 @@ def _fails(delta: Delta, judgement: Judgement) -> bool:
 
 
 def _times(delta: Delta) -> str:
-    return f"{span(delta.base_ns, delta.head_ns)}, ratio {ratio(delta)}, {count(delta.rounds, 'round')}"
+    return f"{span(delta.base_ns, delta.head_ns)}, ratio {ratio(delta)}, {counted(delta.rounds, 'round')}"
 
 
 def _document(comparison: Comparison, cases: list[Case]) -> bytes:
     kinds = [kind for _, _, (kind, _, _) in cases]
     seconds = sum((delta.head_ns or 0.0) / 1e9 for _, delta, _ in cases if delta)
-    counts = {"tests": str(len(cases)), "failures": str(kinds.count("failure")), "errors": str(kinds.count("error"))}
+    counts = {
+        "tests": str(len(cases)),
+        "failures": str(kinds.count("failure")),
+        "errors": str(kinds.count("error")),
+    }
     counts |= {"skipped": str(kinds.count("skipped")), "time": f"{seconds:.9f}"}
     root = ET.Element("testsuites", {"name": "fusionbench", **counts})
     name = legal(comparison.head.suite) or "comparison"

@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ..delta import Change, Comparison, Delta, Judgement
-from ..errors import FusionbenchError, printable
+from ..errors import FusionbenchError, counted, printable
 from .blocks import Block, fitted
 from .headline import gates, headline, sides
 from .keys import NAME, split
 from .reproduce import commands
 from .sections import TITLES, Stray, Title, regressed, rowed, sections, strays
-from .words import DETECTS, amount, clean, count, detects, growth, mark, outcome, ratio, time
+from .words import DETECTS, amount, clean, detects, growth, mark, outcome, ratio, time
 
 MARKER = "<!-- fusionbench:summary -->"  # by which a workflow finds the comment that it updates
 STEP_BYTES = 900_000  # GitHub drops a step's whole summary above 1 MiB
@@ -128,7 +128,7 @@ def _counts(found: dict[Title, list[Delta]]) -> str:
 def _all(found: dict[Title, list[Delta]]) -> Block:
     """Every job by its key."""
     deltas = sorted((delta for title in TITLES for delta in found[title]), key=lambda delta: delta.key)
-    told = f"All of {count(len(deltas), 'job')}"
+    told = f"All of {counted(len(deltas), 'job')}"
     table, rows = _table([_lines(delta) for delta in deltas])
     before = (f"<details><summary>{told}</summary>", "", *table)
     after = ("", DETECTS.capitalize() + ".", "", "</details>")

@@ -9,10 +9,11 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from ..delta import Delta
+from ..errors import counted
 from .folding import hanging, inert, paragraph
 from .keys import NAME, grouped
 from .sections import Stray
-from .words import clean, count, detects, fact, mark, outcome, ratio, span, time
+from .words import clean, detects, fact, mark, outcome, ratio, span, time
 
 STYLES = {
     "slower": "bold red",
@@ -109,7 +110,7 @@ def _told(delta: Delta) -> str:
         span(delta.base_ns, delta.head_ns),
         ratio(delta),
         f"detects {sure}" if sure else "",
-        count(delta.rounds, "round") if delta.rounds else "",
+        counted(delta.rounds, "round") if delta.rounds else "",
     ]
     return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts if part)
 

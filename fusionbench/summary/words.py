@@ -34,11 +34,6 @@ def clean(text: str, limit: int = 200) -> str:
     return printable(" ".join(text[: 4 * limit].split()), limit)
 
 
-def count(number: int, one: str, many: str = "") -> str:
-    """``1 job``, ``2,000 jobs``."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 def time(ns: float | None) -> str:
     """Four digits and a unit; empty for what was not measured."""
     if ns is None or not math.isfinite(ns):

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from ..errors import FusionbenchError
+from ..export import measured, pytest_benchmark
 from ..record import Record
-from . import facts, measure
+from . import measure
 
 _moments: deque[float] = deque()
 
@@ -39,8 +40,10 @@ def feed(benchmark: Any, record: Record) -> None:
         _leave_out(benchmark)
         return
     samples = [ns / 1e9 for ns in record.time.calls_ns]
-    benchmark.extra_info.update(facts.facts(record, measure.environment()))
-    benchmark.params = facts.parameters(record.job)
+    job, here = measured.of(record), measure.environment()
+    if job.timed:
+        benchmark.extra_info.update(pytest_benchmark.extra_info(job, job.timed, {here.id: here}))
+    benchmark.params = pytest_benchmark.parameters(record.job)
     _moments.extend(moment for sample in samples for moment in (0.0, sample))
     try:
         benchmark.pedantic(_told if benchmark.enabled else _nothing, rounds=len(samples))

@@ -257,7 +257,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m fusionbench plan lengths --head 0 | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("Sequence lengths:")
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_bare_image_without_plotly_and_pyarrow_measures_and_says_what_it_could_not_show(tmp_path: Path) -> None:

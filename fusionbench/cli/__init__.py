@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -12,6 +10,7 @@ import typer
 
 from .. import __version__, exits
 from ..errors import FusionbenchError, printable
+from ..outlet import open_streams
 from . import comparing, examining, exporting, listing, reading, running, summarizing, tracking
 
 EPILOG = (
@@ -69,11 +68,12 @@ app.add_typer(comparing.baseline, name="baseline")
 
 def main() -> None:
     """Entry point: errors that are meant for the user are one line and an exit code."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show × still shows the rest
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    open_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a full disk is told here, or by Python with a traceback
     except FusionbenchError as error:
         typer.echo(f"fusionbench: {printable(str(error), 2000)}", err=True)
         sys.exit(error.exit_code)
@@ -82,9 +82,6 @@ def main() -> None:
         sys.exit(exits.USAGE)
     except KeyboardInterrupt:
         sys.exit(exits.INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has left; Python would complain at exit otherwise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as error:
         typer.echo(f"fusionbench: {printable(str(error))}", err=True)
         sys.exit(exits.USAGE)

@@ -34,10 +34,10 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Rooms whose files build on each other, in this order where it matters; elsewhere a file may use any sibling.
 SAME_ROOM = {
+    ("errors", "spec"),
     ("attention", "blocks"),
     ("adapt", "registry"),
     ("prune", "registry"),
-    ("prune", "backends"),
     ("parts", "streams"),
     ("parts", "blocks"),
     ("streams", "blocks"),
@@ -49,7 +49,9 @@ SAME_ROOM = {
     ("blocks", "joint"),
     ("shard", "store"),
     ("shard", "survey"),
+    ("rounds", "store"),
     ("store", "survey"),
+    ("baseline", "comparison"),
     ("verify", "footprint"),
     ("footprint", "plan"),
     ("matching", "plan"),
@@ -62,17 +64,12 @@ SAME_ROOM = {
     ("report", "sealed"),
     ("terminal", "present"),
     ("progress", "findings"),
-    ("baseline", "comparison"),
     ("session", "checking"),
     ("paired_session", "checking"),
-    ("paired_session", "cli"),
     ("session", "cli"),
     ("checking", "cli"),
     ("cli", "__main__"),
     ("testing", "pytest_plugin"),
-    ("errors", "spec"),
-    ("rounds", "store"),
-    ("record", "disk"),
 }
 HEAVY = {"torch", "pandas", "plotly", "scipy", "rich", "jinja2", "pyarrow"}
 SHOWING = {"report", "export", "sealed"}

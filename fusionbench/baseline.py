@@ -111,7 +111,7 @@ def of(run: store.Run, reason: str, machine: str | None = None) -> Baseline:
         reason=reason,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         measured_at=manifest.created_at,
-        command=manifest.command,
+        command=("fusionbench", *manifest.command[1:]),  # where it lies on one machine is nobody's business
         plugins=tuple(Path(plugin).name for plugin in manifest.plugins),
         only=manifest.only,
         limit=manifest.limit,

@@ -23,7 +23,7 @@ def jobs(count: int) -> str:
 class Change(Struct, frozen=True, kw_only=True, gc=False):
     """A fact that no noise moves and that is not what it was; ``worse`` fails the deterministic gate."""
 
-    fact: Text  # flops, params, min_bytes, activation_bytes, peak_bytes, launches, kernels
+    fact: Text  # one of facts.NAMES
     base: int | Text
     head: int | Text
     worse: bool

@@ -164,7 +164,7 @@ def file(base: Path, tmp_path: Path) -> Path:
         ([record(1), failed(2)], (), 1),
         ([record(1)], ("deterministic",), 1),
         ([record(1, ms=1.3, seed=1), record(2)], ("deterministic",), 0),
-        ([record(1, ms=1.3, seed=1), record(2)], (), 5),  # only suspect, and nobody can confirm it here
+        ([record(1, ms=1.3, seed=1), record(2)], (), 0),  # the baseline's own commit: the machine was slower
         ([record(1, time=timing(rounds=2)), record(2, time=timing(rounds=2))], ("timing",), 5),
     ],
 )
@@ -175,6 +175,15 @@ def test_the_exit_code_is_the_judgement(
     options = [argument for gate in gates for argument in ("--gate", gate)]
     found = fusionbench("check", path, "--baseline", file, *options)
     assert found[0] == code, found
+
+
+def test_a_suspect_that_cannot_be_measured_again_is_not_judged(
+    fusionbench: FusionBench, file: Path, tmp_path: Path
+) -> None:
+    head = run(tmp_path / "head", record(1, ms=1.3, seed=1), record(2), where=here(commit="f00d" * 10)).path
+    code, out, _ = fusionbench("check", head, "--baseline", file)
+    assert code == 5
+    assert "looked slower than a stored baseline" in out
 
 
 def test_a_baseline_of_another_machine_judges_facts_and_no_times(
@@ -197,7 +206,7 @@ def test_a_baseline_of_other_libraries_says_what_it_did_not_compare(
     judged = json.loads(Path("j.json").read_text())
     assert judged["exit_code"] == 0
     (note,) = judged["comparison"]["notes"]
-    assert note == "peak_bytes, launches, kernels not compared: torch 2.13.0 → 2.14.0 (2 jobs)"
+    assert note == "counted_flops, peak_bytes, launches, kernels not compared: torch 2.13.0 → 2.14.0 (2 jobs)"
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def of(run: store.Run, reason: str, machine: str | None = None) -> Baseline:
         reason=reason,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         measured_at=manifest.created_at,
-        command=tuple(Path(word).name if number == 0 else word for number, word in enumerate(manifest.command)),
+        command=("fusionbench", *manifest.command[1:]),  # where it lies on one machine is nobody's business
         commit=manifest.commit or environment.commit,
         dirty=manifest.dirty if manifest.commit else environment.dirty,
         plugins=tuple(Path(plugin).name for plugin in manifest.plugins),

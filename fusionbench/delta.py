@@ -18,7 +18,7 @@ Text = Annotated[str, Meta(max_length=10_000)]
 class Change(Struct, frozen=True, kw_only=True, gc=False):
     """A fact that no noise moves and that is not what it was; ``worse`` fails the deterministic gate."""
 
-    fact: Text  # flops, params, min_bytes, activation_bytes, peak_bytes, launches, kernels
+    fact: Text  # one of facts.NAMES
     base: int | Text
     head: int | Text
     worse: bool

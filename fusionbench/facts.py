@@ -14,8 +14,9 @@ KernelName = Annotated[str, Meta(max_length=200)]
 
 CLOSED_FORMS = ("flops", "params", "min_bytes", "activation_bytes")  # the same wherever the job runs
 # Decided by the libraries and by what the device can do as much as by the code: compared where those agree.
-OF_TOOLCHAIN = ("peak_bytes", "launches", "kernels")
+OF_TOOLCHAIN = ("counted_flops", "peak_bytes", "launches", "kernels")
 NAMES = CLOSED_FORMS + OF_TOOLCHAIN
+UNSEEN = ("counted_flops",)  # not known of compiled code, on no side
 
 
 class Facts(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -25,6 +26,7 @@ class Facts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     params: Natural | None = None
     min_bytes: Natural | None = None
     activation_bytes: Natural | None = None
+    counted_flops: Natural | None = None  # of the ops that ran: a closed form is what the code says of itself
     peak_bytes: Natural | None = None
     launches: Natural | None = None
     kernels: Annotated[tuple[KernelName, ...], Meta(max_length=1000)] | None = None
@@ -35,7 +37,7 @@ def of(record: Record) -> Facts:
     if record.status != "ok":
         return Facts()
     return Facts(
-        **{name: getattr(record.costs, name) for name in CLOSED_FORMS if record.costs},
+        **{name: getattr(record.costs, name) for name in (*CLOSED_FORMS, "counted_flops") if record.costs},
         peak_bytes=record.memory.peak_bytes if record.memory else None,
         launches=record.launches,
         kernels=tuple(sorted({printable(name, 199) for name in record.kernels})),
@@ -64,7 +66,8 @@ def compared(base: Facts, head: Facts, *, alike: bool) -> tuple[str, ...]:
 def lacking(base: Facts, head: Facts, *, alike: bool) -> tuple[str, ...]:
     """The facts that would be compared if both sides knew them."""
     known = compared(base, head, alike=alike)
-    return tuple(name for name in (NAMES if alike else CLOSED_FORMS) if name not in known)
+    unseen = [name for name in UNSEEN if getattr(base, name) is None and getattr(head, name) is None]
+    return tuple(name for name in (NAMES if alike else CLOSED_FORMS) if name not in known and name not in unseen)
 
 
 def unlike(base: Environment, head: Environment, device: str) -> tuple[str, ...]:

@@ -9,11 +9,10 @@ import re
 import shutil
 from pathlib import Path
 
-import msgspec
 import pytest
 from msgspec.structs import force_setattr, replace
 
-from fusionbench import baseline, suite
+from fusionbench import baseline, facts, suite
 from fusionbench.baseline import load, pace_of, place
 from fusionbench.compare import compare
 from fusionbench.disk import NewerSchemaError
@@ -291,11 +290,18 @@ def test_a_committed_baseline_is_whole_and_of_todays_suite(path: Path) -> None:
     assert path == place(ROOT / "results" / "baseline", made.environment.machine, made.suite_name)
     assert made.suite_hash == suite.read(str(suite.shipped()[made.suite_name])).hash
     assert not made.environment.dirty
-    assert all(None not in msgspec.structs.astuple(job.facts) for job in made.jobs if job.status == "ok")
+    known = [job.facts for job in made.jobs if job.status == "ok"]
+    assert {name for each in known for name in facts.NAMES if getattr(each, name) is None} <= set(facts.UNSEEN)
+    assert made.command[0] == "fusionbench"
 
 
 def test_ci_has_a_baseline() -> None:
     assert ROOT / "results" / "baseline" / "ci" / "smoke.json" in COMMITTED
+
+
+def test_a_baseline_tells_how_it_was_measured_and_not_where_the_program_lay(tmp_path: Path) -> None:
+    found = run(tmp_path / "run", record(), command=("/home/me/.venv/bin/fusionbench", "run", "smoke"))
+    assert kept(found, tmp_path / "b.json").command == ("fusionbench", "run", "smoke")
 
 
 # --- where it is ---------------------------------------------------------------------------------------------------

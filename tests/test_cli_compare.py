@@ -214,7 +214,7 @@ def test_a_baseline_of_other_libraries_says_what_it_did_not_compare(
     judged = json.loads(Path("j.json").read_text())
     assert judged["exit_code"] == 0
     (note,) = judged["comparison"]["notes"]
-    assert note == "peak_bytes, launches, kernels not compared: torch 2.13.0 → 2.14.0 (2 jobs)"
+    assert note == "counted_flops, peak_bytes, launches, kernels not compared: torch 2.13.0 → 2.14.0 (2 jobs)"
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_another_toolchain_is_named_and_leaves_the_closed_forms(tmp_path: Path) 
     assert found.differences == ("torch 2.13.0 → 2.14.0",)
     assert [change.fact for change in only(found).changes] == ["flops"]
     assert only(found).facts == 4
-    assert found.notes == ("peak_bytes, launches, kernels not compared: torch 2.13.0 → 2.14.0 (1 job)",)
+    assert found.notes == ("counted_flops, peak_bytes, launches, kernels not compared: torch 2.13.0 → 2.14.0 (1 job)",)
 
 
 def test_another_environment_that_decides_no_fact_leaves_all_of_them(tmp_path: Path) -> None:

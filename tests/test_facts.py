@@ -8,15 +8,16 @@ from msgspec.structs import replace
 from fusionbench import facts
 from fusionbench.delta import Change
 from fusionbench.facts import Facts
-from tests.comparing import failed, here, record
+from tests.comparing import COSTS, failed, here, record
 
 KNOWN = Facts(
-    flops=1000, params=200, min_bytes=300, activation_bytes=400, peak_bytes=5000, launches=42, kernels=("flash",)
-)
+    flops=1000, params=200, min_bytes=300, activation_bytes=400, counted_flops=1000, peak_bytes=5000, launches=42,
+    kernels=("flash",),
+)  # fmt: skip
 
 
 def test_the_facts_of_a_record_are_its_costs_its_peak_its_launches_and_its_kernels() -> None:
-    assert facts.of(record()) == KNOWN
+    assert facts.of(record(costs=replace(COSTS, counted_flops=1000))) == KNOWN
 
 
 def test_what_a_record_does_not_say_is_none_and_a_failed_job_says_nothing() -> None:
@@ -51,6 +52,18 @@ def test_a_fact_that_one_side_lacks_is_named_and_not_compared() -> None:
     assert facts.changes(older, KNOWN, alike=True) == ()
     assert facts.lacking(older, KNOWN, alike=True) == facts.lacking(KNOWN, older, alike=True) == ("launches",)
     assert facts.lacking(older, KNOWN, alike=False) == ()
+
+
+def test_flops_that_nobody_can_count_are_not_missed() -> None:
+    """In compiled code: its other facts are compared."""
+    unseen = replace(KNOWN, counted_flops=None)
+    assert facts.lacking(unseen, unseen, alike=True) == ()
+    assert facts.lacking(unseen, KNOWN, alike=True) == ("counted_flops",)
+
+
+def test_work_that_the_closed_form_does_not_know_of_is_worse() -> None:
+    base, head = (facts.of(record(costs=replace(COSTS, counted_flops=count))) for count in (1000, 2000))
+    assert facts.changes(base, head, alike=True) == (Change(fact="counted_flops", base=1000, head=2000, worse=True),)
 
 
 @pytest.mark.parametrize(

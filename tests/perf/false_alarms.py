@@ -45,7 +45,7 @@ def job(strategy: str, backend: str = "sdpa", mode: Mode = "fwd", **sizes: int) 
     )
 
 
-# 0.1 to 5 ms a call here: attention of several lengths, poolings, products, a training step.
+# 0.4 to 5 ms a call here: attention of several lengths, poolings, products, a training step.
 JOBS = (
     job("cross_attention"),
     job("cross_attention", "eager", image=256),
@@ -115,7 +115,12 @@ def ours(found: Sequence[Comparison], factor: float) -> list[bool]:
         if trial.suspect(trial.Found(JOBS[0], effects=effects[:SCREEN])):
             again[each.key] = paired.estimate(effects[SCREEN:])
     sure = paired.rejected({key: each.p for key, each in again.items()}, trial.FALSE_RATE)
-    return [each.key in sure and again[each.key].ratio > 1 + TOLERANCE for each in found]
+    verdicts = {
+        each.key: trial.judged(again[each.key], median(each.base_ns), JOBS[0], confirmed=True, sure=each.key in sure)
+        for each in found
+        if each.key in again
+    }
+    return [verdicts.get(each.key) == "slower" for each in found]
 
 
 def screen_alone(found: Sequence[Comparison], factor: float) -> list[bool]:

@@ -61,6 +61,7 @@ SAME_ROOM = {
     ("report", "export"),
     ("report", "sealed"),
     ("terminal", "present"),
+    ("summary", "trend"),
     ("progress", "findings"),
     ("baseline", "comparison"),
     ("session", "checking"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .. import exits
 from ..delta import Comparison, Delta, Judgement, Ruling, Side
 from .sections import TITLES, Stray, Title, regressed
@@ -29,8 +31,15 @@ def headline(judgement: Judgement | None, found: dict[Title, list[Delta]], stray
     told = _counts(found, stray, passed=judgement is not None and judgement.exit_code == 0)
     if judgement is None:
         return f"{count(sum(map(len, found.values())), 'job')} compared: {told or 'nothing in common'}"
-    meaning = MEANING.get(judgement.exit_code, f"{FAILED}: exit code {judgement.exit_code}")
+    meaning = _meaning(judgement)
     return f"{meaning}{'; ' if ': ' in meaning else ': '}{told}" if told else meaning
+
+
+def _meaning(judgement: Judgement) -> str:
+    silent = dict.fromkeys(ruling.gate for ruling in judgement.rulings if ruling.outcome == "not judged")
+    if judgement.exit_code == exits.NOTHING and any(ruling.outcome == "passed" for ruling in judgement.rulings):
+        return f"{UNJUDGED}: no verdict of the {' or '.join(silent)} gate"
+    return MEANING.get(judgement.exit_code, f"{FAILED}: exit code {judgement.exit_code}")
 
 
 def _counts(found: dict[Title, list[Delta]], stray: list[Stray], passed: bool) -> str:
@@ -63,5 +72,6 @@ def sides(comparison: Comparison) -> list[tuple[str, str]]:
 def _side(side: Side) -> str:
     commit = clean(side.commit, 40)[:12] + (" with uncommitted changes" if side.dirty else "")
     jobs = count(side.jobs, "job") if side.jobs else ""
-    facts = (side.name, commit, side.machine, side.suite, side.measured_at, jobs)
+    when = re.sub(r"T(\d\d:\d\d)[\d:.]*\+00:00$", r" \1 UTC", side.measured_at)
+    facts = (side.name, commit, side.machine, side.suite, when, jobs)
     return " · ".join(dict.fromkeys(clean(fact, 120) for fact in facts if fact))

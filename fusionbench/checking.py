@@ -16,7 +16,7 @@ from .baseline import ANEW, Baseline
 from .comparison import Source
 from .delta import GATES, Comparison, Delta, Gate, Judgement, Ruling
 from .disk import explained, opened
-from .errors import DamagedError, FusionbenchError, NothingError, StoreError, printable
+from .errors import DamagedError, FusionbenchError, NothingError, StoreError, UnfitError, printable
 from .inspection import Inspection
 from .shard import MAX_SHARD
 from .spec import Budget
@@ -36,6 +36,7 @@ class Measuring:
     plugins: tuple[str, ...] = ()
     machine: str | None = None
     quiet: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,8 @@ def _compared(found: Baselines, head: Path | None, gates: Sequence[Gate], how: M
         return judge.kernels_alone(printable(str(path)), len(profile.profiles))
     path, base = found.run
     run = _read_head(head) if head else measured(base, path, gates, how, out)
+    if how.strict and "timing" in gates:
+        _refuse_disturbed(run)
     return comparison.of(base, renamed(run, how.machine), (str(path), str(run.path)))
 
 
@@ -211,6 +214,16 @@ def _read_head(path: Path) -> store.Run:
     if found.damaged:
         raise DamagedError(f"run '{printable(str(path))}' is damaged ({found.damage[0]}); measure it again")
     return found
+
+
+def _refuse_disturbed(run: store.Run) -> None:
+    """No times where others were at work: facts have none."""
+    from .remarks import unfit
+
+    doubtful = [f"{record.job.key}: {why}" for record in run.records if (why := unfit(record))]
+    if doubtful:
+        more = f" (and {len(doubtful) - 1} more)" if len(doubtful) > 1 else ""
+        raise UnfitError(f"--strict: not measured in peace: {printable(doubtful[0])}{more}; measure when it is quiet")
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
@@ -238,7 +251,7 @@ def measured(base: Baseline, path: Path, gates: Sequence[Gate], how: Measuring, 
         machine=how.machine,
         warn=lambda problem: note(out, problem),
     )
-    outcome = session.measure(prepared, out, quiet=how.quiet)
+    outcome = session.measure(prepared, out, quiet=how.quiet, strict=how.strict and "timing" in gates)
     if outcome.signal:
         stopped = FusionbenchError(f"interrupted, nothing was judged; what was measured is in '{prepared.folder}'")
         stopped.exit_code = 128 + outcome.signal

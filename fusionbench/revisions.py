@@ -263,7 +263,7 @@ def _set_up(checkout: Checkout, setup: str, surroundings: Mapping[str, str]) -> 
             Path(log).unlink()
             raise FusionbenchError(f"setup '{shown}' of '{name}' cannot be started: {error}") from None
     if code:
-        last = _last_line(Path(log).read_text(errors="replace"))
+        last = _last_line(Path(log).read_text(errors="replace")) or "it said nothing"
         raise FusionbenchError(f"setup '{shown}' of '{name}' failed (exit code {code}): {last}; its output is in {log}")
     Path(log).unlink()
 

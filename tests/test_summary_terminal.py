@@ -158,6 +158,15 @@ def test_what_one_gate_could_not_judge_is_told_where_the_other_passed() -> None:
     assert first == "? not judged: no verdict of the timing gate; 1 unclear"
 
 
+def test_times_that_nobody_asked_for_are_not_called_unclear() -> None:
+    facts = Judgement(
+        comparison=comparison(untimed(key(), "unclear")),
+        rulings=(Ruling(gate="deterministic", outcome="passed", judged=1),),
+        exit_code=0,
+    )
+    assert printed(facts.comparison, facts).startswith("✓ passed: 1 not judged by time\n")
+
+
 def test_when_it_was_measured_is_told_to_the_minute() -> None:
     side = replace(comparison().base, name="x", measured_at="2026-11-21T22:08:45.731740+00:00")
     assert "· 2026-11-21 22:08 UTC ·" in printed(comparison(base=side))

@@ -28,7 +28,7 @@ _NAMES: dict[Title, tuple[str, str]] = {
 
 def headline(judgement: Judgement | None, found: dict[Title, list[Delta]], stray: list[Stray]) -> str:
     """``✗ failed: 2 regressions, 1 improvement, 50 unchanged``, in words of our own alone."""
-    told = _counts(found, stray, passed=judgement is not None and judgement.exit_code == 0)
+    told = _counts(found, stray, judgement)
     if judgement is None:
         return f"{count(sum(map(len, found.values())), 'job')} compared: {told or 'nothing in common'}"
     meaning = _meaning(judgement)
@@ -42,12 +42,14 @@ def _meaning(judgement: Judgement) -> str:
     return MEANING.get(judgement.exit_code, f"{FAILED}: exit code {judgement.exit_code}")
 
 
-def _counts(found: dict[Title, list[Delta]], stray: list[Stray], passed: bool) -> str:
+def _counts(found: dict[Title, list[Delta]], stray: list[Stray], judgement: Judgement | None) -> str:
     sizes = {title: len(found[title]) for title in TITLES}
     sizes["regressions"] = regressed(found["regressions"], stray)
     names = dict(_NAMES)
-    if passed:  # a gate that nobody asked for has not looked at them
+    if judgement and judgement.exit_code == 0:  # a gate that nobody asked for has not looked at them
         names["regressions"] = ("slower or worse but not judged",) * 2
+    if judgement and all(ruling.gate != "timing" for ruling in judgement.rulings):
+        names["unclear"] = ("not judged by time",) * 2
     return ", ".join(count(size, *names.get(title, (title, title))) for title, size in sizes.items() if size)
 
 

@@ -195,6 +195,18 @@ def test_a_suspect_that_cannot_be_measured_again_is_not_judged(
     assert "looked slower than a stored baseline" in out
 
 
+def test_a_plugin_that_got_slower_under_the_same_fusionbench_is_no_noise_of_the_machine(
+    fusionbench: FusionBench, tmp_path: Path
+) -> None:
+    """The commit that records tell is fusionbench's, not that of the code beside it."""
+    Path("own.py").write_text("")
+    kept(run(tmp_path / "base", record(1), plugins=("own.py",)), tmp_path / "b.json")
+    head = run(tmp_path / "head", record(1, ms=1.3, seed=1)).path
+    code, out, _ = fusionbench("check", head, "--baseline", "b.json", "--plugin", "own.py")
+    assert code == 5
+    assert "'own.py' is not in it; measure two revisions of it with: fusionbench check --paired" in out
+
+
 def test_a_baseline_of_another_machine_judges_facts_and_no_times(
     fusionbench: FusionBench, file: Path, tmp_path: Path
 ) -> None:

@@ -87,7 +87,7 @@ def repository(path: str | Path) -> Repository:
     top = done.stdout.removesuffix("\n")
     if done.returncode or not top:
         raise FusionbenchError(
-            f"'{printable(str(path))}' is in no git repository with a working tree ({_last_line(done.stderr)}); "
+            f"'{printable(str(folder))}' is in no git repository with a working tree ({_last_line(done.stderr)}); "
             "two revisions can be compared only inside one"
         )
     return Repository(Path(top))

@@ -287,13 +287,14 @@ def _before(path: Path) -> Baseline | None:
 def _changes(before: Baseline | None, made: Baseline) -> list[str]:
     """What a new baseline changes, a line for each fact; and what the timing gate will miss in it."""
     from .. import comparison, facts
+    from ..delta import jobs
 
     lines = []
     if not made.environment.commit or made.environment.dirty:
         lines.append("its commit is not known or had changes: what looks slower than it cannot be measured again")
     measured = sum(job.status == "ok" for job in made.jobs)
     if before is None:
-        return [*lines, f"a new baseline of {measured} jobs of suite '{made.suite_name}'"]
+        return [*lines, f"a new baseline of {jobs(measured)} of suite '{made.suite_name}'"]
     found = comparison.of(before, made)
     changed = [f"{delta.key}: {facts.told(change)}" for delta in found.deltas for change in delta.changes]
     lines += [printable(line, 500) for line in changed[:SHOWN]]
@@ -302,4 +303,4 @@ def _changes(before: Baseline | None, made: Baseline) -> list[str]:
     lines += map(printable, (*found.differences, *found.notes))
     verdicts = [delta.verdict for delta in found.deltas]
     counts = ", ".join(f"{verdicts.count(each)} {each}" for each in ("new", "missing", "fixed", "broken"))
-    return [*lines, f"{measured} jobs: {len(changed)} facts changed, {counts}"]
+    return [*lines, f"{jobs(measured)}: {len(changed)} facts changed, {counts}"]

@@ -17,7 +17,15 @@ from .comparison import Source
 from .delta import GATES, Comparison, Delta, Gate, Judgement, Ruling
 from .disk import explained, opened
 from .environment import PACKAGE
-from .errors import DamagedError, FusionbenchError, NothingError, StoppedError, StoreError, printable
+from .errors import (
+    DamagedError,
+    FusionbenchError,
+    NothingError,
+    StoppedError,
+    StoreError,
+    UnfitError,
+    printable,
+)
 from .inspection import Inspection
 from .shard import MAX_SHARD
 from .spec import Budget
@@ -215,7 +223,9 @@ def _confirm(
         )
 
     def confirm(keys: Sequence[str]) -> Mapping[str, Delta]:
-        if compared.head.commit == compared.base.commit and not compared.head.dirty:
+        if base.plugins:
+            _refuse_strangers(_plugins(base, how.plugins))
+        elif compared.head.commit == compared.base.commit and not compared.head.dirty:
             why = "the code is that of the baseline: it is the machine that was slower"
             return {key: Delta(key=key, verdict="unclear", stage="confirm", reason=why) for key in keys}
         from . import paired_session
@@ -223,6 +233,16 @@ def _confirm(
         return paired_session.confirmation(request, out, quiet=how.quiet)(keys)
 
     return confirm
+
+
+def _refuse_strangers(plugins: Sequence[str]) -> None:
+    """The commit of a record is the one of fusionbench: other code can have changed under the same one."""
+    for plugin in map(Path, plugins):
+        if not plugin.resolve().is_relative_to(Path(__file__).resolve().parents[1]):
+            raise FusionbenchError(
+                f"the baseline's commit is that of fusionbench, and '{printable(str(plugin))}' is not in it; measure "
+                "two revisions of it with: fusionbench check --paired REVISION"
+            )
 
 
 def _compared(found: Baselines, head: Path | None, gates: Sequence[Gate], how: Measuring, out: Console) -> Comparison:
@@ -234,6 +254,8 @@ def _compared(found: Baselines, head: Path | None, gates: Sequence[Gate], how: M
         return judge.kernels_alone(printable(str(path)), len(profile.profiles))
     path, base = found.run
     run = whole_run(head, "judge") if head else measured(base, path, gates, how, out)
+    if how.strict and "timing" in gates:
+        _refuse_disturbed(run)
     return comparison.of(base, renamed(run, how.machine), (str(path), str(run.path)))
 
 
@@ -245,6 +267,16 @@ def whole_run(path: Path, what: str) -> store.Run:
     if found.damaged:
         raise DamagedError(f"run '{printable(str(path))}' is damaged ({found.damage[0]}); measure it again")
     return found
+
+
+def _refuse_disturbed(run: store.Run) -> None:
+    """No times where others were at work: facts have none."""
+    from .remarks import unfit
+
+    doubtful = [f"{record.job.key}: {why}" for record in run.records if (why := unfit(record))]
+    if doubtful:
+        more = f" (and {len(doubtful) - 1} more)" if len(doubtful) > 1 else ""
+        raise UnfitError(f"--strict: not measured in peace: {printable(doubtful[0])}{more}; measure when it is quiet")
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
@@ -272,7 +304,7 @@ def measured(base: Baseline, path: Path, gates: Sequence[Gate], how: Measuring, 
         machine=how.machine,
         warn=lambda problem: note(out, problem),
     )
-    outcome = session.measure(prepared, out, quiet=how.quiet, strict=how.strict)
+    outcome = session.measure(prepared, out, quiet=how.quiet, strict=how.strict and "timing" in gates)
     if outcome.signal:
         raise StoppedError(f"nothing was judged; what was measured is in '{prepared.folder}'", outcome.signal)
     return store.read(prepared.folder)

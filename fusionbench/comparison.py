@@ -229,7 +229,7 @@ def _timed(key: str, base: Timing | None, head: Timing | None) -> Delta:
     except ValueError as error:
         return Delta(key=key, verdict="unclear", reason=printable(str(error)))
     base_ns, rounds = median(sorted(base.calls_ns)), min(len(base.round_sizes), len(head.round_sizes))
-    few = f"rounds: {rounds}; times are compared from {MIN_ROUNDS} on" if rounds < MIN_ROUNDS else ""
+    few = f"measured in fewer rounds than {MIN_ROUNDS}; times need so many" if rounds < MIN_ROUNDS else ""
     return Delta(
         key=key,
         verdict=times.verdict,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import store
-from .errors import FusionbenchError, StoreError
+from .errors import FusionbenchError, StoreError, printable
 from .ledger import FILE, Ledger
 from .ledger import load as load_ledger
 from .suite import parse, shipped
@@ -29,7 +29,11 @@ def read(run: Path | None, results: Path) -> store.Run:
         from .sealed import unseal
 
         return unseal(run)
-    return store.read(run)
+    found = store.read(run)
+    if not found.records and run.is_file() and run.suffix != ".jsonl" and run.stat().st_size:
+        shown = printable(str(run))
+        raise StoreError(f"'{shown}' is no run; give a run folder, a shard (.jsonl) or a sealed run (.parquet)")
+    return found
 
 
 def print_tables(run: store.Run, *, groups: int = 12, rows: int = 12) -> None:

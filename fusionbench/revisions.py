@@ -87,7 +87,7 @@ def repository(path: str | Path) -> Repository:
     top = done.stdout.removesuffix("\n")
     if done.returncode or not top:
         raise FusionbenchError(
-            f"'{printable(str(path))}' is in no git repository with a working tree ({_last_line(done.stderr)}); "
+            f"'{printable(str(folder))}' is in no git repository with a working tree ({_last_line(done.stderr)}); "
             "two revisions can be compared only inside one"
         )
     return Repository(Path(top))
@@ -263,7 +263,7 @@ def _set_up(checkout: Checkout, setup: str, surroundings: Mapping[str, str]) -> 
             Path(log).unlink()
             raise FusionbenchError(f"setup '{shown}' of '{name}' cannot be started: {error}") from None
     if code:
-        last = _last_line(Path(log).read_text(errors="replace"))
+        last = _last_line(Path(log).read_text(errors="replace")) or "it said nothing"
         raise FusionbenchError(f"setup '{shown}' of '{name}' failed (exit code {code}): {last}; its output is in {log}")
     Path(log).unlink()
 

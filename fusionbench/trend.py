@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from rich.console import Group, RenderableType
@@ -14,6 +14,7 @@ from .errors import counted, printable
 from .history import History, Interval, Measurement, Series
 from .record import FAILED
 from .stats import median
+from .summary.folding import paragraph
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CELLS = 32  # of a sparkline at most; with more points each cell is the median of several
@@ -59,9 +60,9 @@ def _block(series: Series, width: int, *, several: bool) -> list[Text]:
     lines = [_folded(name, "bold"), *_figures(series, width)]
     for shift in series.shifts:
         slower = shift.ratio > 1
-        lines.append(_found("▲" if slower else "▼", wording.shift(series, shift), "red" if slower else "green"))
+        lines += _found("▲" if slower else "▼", wording.shift(series, shift), "red" if slower else "green", width)
     for step in series.steps[-STEPS:]:
-        lines.append(_found("●", wording.step(series, step), "yellow"))
+        lines += _found("●", wording.step(series, step), "yellow", width)
     if len(series.steps) > STEPS:
         lines.append(_folded(f"{_INDENT}and {len(series.steps) - STEPS} earlier changes of facts", "dim"))
     return lines
@@ -115,8 +116,8 @@ def _thinned(values: Sequence[float], cells: int) -> list[float]:
     return [median(sorted(values[a:b])) for a, b in pairwise(ends) if a < b]
 
 
-def _found(mark: str, text: str, style: str) -> Text:
-    return _folded(f"{_INDENT}{mark} {text}", style)
+def _found(mark: str, text: str, style: str, width: int) -> Iterator[Text]:
+    return paragraph(f"{mark} {printable(text, 1000)}", width, style, indent=len(_INDENT), hang=2)
 
 
 def _folded(text: str, style: str = "") -> Text:

@@ -248,5 +248,5 @@ def _disturbed(found: Found) -> Iterable[str]:
 def _why_unclear(effects: Collection[float]) -> str:
     """How much could hide in the noise, and how many rounds would tell."""
     needed = rounds_for(TOLERANCE, list(effects))
-    more = f"about {needed} rounds would tell {TOLERANCE:.0%}" if needed < MOST_ROUNDS else "this job is too noisy here"
-    return f"noise of {len(effects)} rounds; {more}"
+    more = f"about {needed} would tell {TOLERANCE:.0%}" if needed < MOST_ROUNDS else "this job is too noisy here"
+    return f"unclear after {len(effects)} rounds; {more}"

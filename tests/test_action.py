@@ -222,7 +222,7 @@ def test_a_line_of_args_arrives_as_one_argument(place: Path, text: str) -> None:
     arguments, _ = script("check.sh", place, ARGS=f"--rounds\n9\n\n{text}\n")
     assert arguments[5:] == ["--rounds", "9", *text.split("\n")]
     pip, _ = script("install.sh", place, PIP_ARGS=text)
-    assert pip == ["-m", "pip", "install", "--quiet", *text.split("\n"), f"{ACTION}/../../.."]
+    assert pip == ["-m", "pip", "install", "--quiet", *text.split("\n"), "--editable", f"{ACTION}/../../.."]
     assert list((place / "work").iterdir()) == []
 
 
@@ -253,6 +253,11 @@ def test_the_action_installs_the_project_that_it_belongs_to(place: Path) -> None
     pip, _ = script("install.sh", place, PIP_ARGS="-c\nconstraints.txt\n")
     assert pip[3:6] == ["--quiet", "-c", "constraints.txt"]
     assert (Path(pip[-1]) / "pyproject.toml").samefile(ROOT / "pyproject.toml")
+
+
+def test_the_action_imports_from_the_repository_so_that_a_pair_measures_two_revisions_of_it(place: Path) -> None:
+    pip, _ = script("install.sh", place)
+    assert pip[-2] == "--editable"
 
 
 # the job that writes the comment

@@ -250,7 +250,8 @@ def test_without_a_terminal_there_are_plain_lines_without_colour(tmp_path: Path)
     )  # fmt: skip
     assert "\x1b" not in done.stdout + done.stderr
     assert "\r" not in done.stderr
-    assert len(re.findall(r"^\[\d/4\] ", done.stderr, re.MULTILINE)) == 4
+    # On a busy machine a line in between says that it goes on.
+    assert len(re.findall(r"^\[\d/4\] (?!round )", done.stderr, re.MULTILINE)) == 4
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:

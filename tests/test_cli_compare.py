@@ -110,6 +110,15 @@ def test_a_comparison_is_written_as_json_and_markdown(fusionbench: FusionBench, 
     assert "launches" in Path("c.md").read_text()
 
 
+def test_json_on_the_standard_output_stands_there_alone(fusionbench: FusionBench, base: Path, file: Path) -> None:
+    code, out, err = fusionbench("compare", base, base, "--json", "-")
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)["deltas"]) == 2
+    code, out, err = fusionbench("check", base, "--baseline", file, "--json", "-")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["exit_code"] == 0
+
+
 def test_nothing_in_common_is_no_comparison(fusionbench: FusionBench, base: Path, tmp_path: Path) -> None:
     code, _, err = fusionbench("compare", base, run(tmp_path / "head", record(3)).path)
     assert (code, err) == (5, "fusionbench: the two have no job in common\n")
@@ -194,6 +203,18 @@ def test_a_suspect_that_cannot_be_measured_again_is_not_judged(
     assert f"could not be measured again: {words}" in " ".join(out.split())
 
 
+def test_a_plugin_that_got_slower_under_the_same_fusionbench_is_no_noise_of_the_machine(
+    fusionbench: FusionBench, tmp_path: Path
+) -> None:
+    """The commit that records tell is fusionbench's, not that of the code beside it."""
+    Path("own.py").write_text("")
+    kept(run(tmp_path / "base", record(1), plugins=("own.py",)), tmp_path / "b.json")
+    head = run(tmp_path / "head", record(1, ms=1.3, seed=1)).path
+    code, out, _ = fusionbench("check", head, "--baseline", "b.json", "--plugin", "own.py")
+    assert code == 5
+    assert "'own.py' is not in it; measure two revisions of it with: fusionbench check --paired" in out
+
+
 def test_a_baseline_of_another_machine_judges_facts_and_no_times(
     fusionbench: FusionBench, file: Path, tmp_path: Path
 ) -> None:
@@ -254,7 +275,10 @@ def test_a_damaged_run_and_a_baseline_in_its_place_are_not_judged(
         (("--baseline", "b.json", "--gate", "timings"), "no gate named 'timings'; did you mean 'timing'?"),
         (("--baseline", "b.json", "--baseline", "b.json"), "are both of suites; check them one by one"),
         (("--baseline", "none.json"), "no baseline at 'none.json'"),
-        (("--baseline", "b.json", "--json", "."), "it is a folder; name the file in it"),
+        (("--baseline", "b.json", "--json", "."), "cannot write '.': is a directory; name a file in it"),
+        (("--baseline", "b.json", "--junit", "b.json/x"), "cannot write 'b.json/x': not a directory; choose a folder"),
+        (("--baseline", "b.json", "--json", "x" * 300), "file name too long; choose a shorter name"),
+        (("--baseline", "b.json", "--json", "-", "--junit", "-"), "only one of the outputs can be '-'"),
         (("--baseline", "k.json"), "no baseline to judge 'base"),
     ],
 )
@@ -283,6 +307,23 @@ def test_a_judgement_is_published(
     assert int(ET.parse(files["junit"]).getroot().attrib["failures"]) == 1  # noqa: S314 - of ours
     assert "flops" in files["markdown"].read_text()
     assert "flops" in files["comment"].read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_judgement_that_cannot_be_kept_is_told(fusionbench: FusionBench, base: Path, file: Path) -> None:
+    code, out, err = fusionbench("check", base, "--baseline", file, "--json", "/dev/full")
+    assert (code, out.startswith("✓ passed")) == (2, True)
+    assert "no space left on device" in err
+
+
+def test_under_strict_times_of_a_disturbed_machine_are_not_judged_and_facts_are(
+    fusionbench: FusionBench, file: Path, tmp_path: Path
+) -> None:
+    disturbed = timing()
+    disturbed = replace(disturbed, run_delay_ns=tuple(each // 2 for each in disturbed.samples_ns))
+    head = run(tmp_path / "head", record(1, time=disturbed), record(2)).path
+    refused(fusionbench("check", head, "--baseline", file, "--strict"), 4, "not measured in peace: concat/eager")
+    assert fusionbench("check", head, "--baseline", file, "--strict", "--gate", "deterministic")[0] == 0
 
 
 # --- check, measuring ----------------------------------------------------------------------------------------------
@@ -452,7 +493,7 @@ def test_a_file_that_is_no_baseline_is_not_overwritten_and_a_damaged_one_is(
 ) -> None:
     update = ("baseline", "update", base, "--reason", "x", "-o", "b.json")
     Path("b.json").write_text("my notes")
-    refused(fusionbench(*update), 2, "is no baseline")
+    refused(fusionbench(*update), 2, "nothing is overwritten: 'b.json' is no baseline")
     assert Path("b.json").read_text() == "my notes"
     Path("b.json").unlink()
     assert fusionbench(*update)[0] == 0

@@ -59,7 +59,7 @@ def test_few_rounds_are_unclear_and_say_so(tmp_path: Path) -> None:
     few = record(time=timing(rounds=MIN_ROUNDS - 1))
     delta = only(both(tmp_path, [few], [replace(few, time=timing(2.0, rounds=7))]))
     assert (delta.verdict, delta.rounds) == ("unclear", MIN_ROUNDS - 1)
-    assert delta.reason == f"rounds: {MIN_ROUNDS - 1}; times are compared from {MIN_ROUNDS} on"
+    assert delta.reason == f"measured in fewer rounds than {MIN_ROUNDS}; times need so many"
     assert delta.detectable is None
     assert delta.ratio == pytest.approx(2, rel=0.01)
 

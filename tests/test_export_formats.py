@@ -271,10 +271,22 @@ def test_a_damaged_run_is_exported_and_what_is_lost_told(cli, tmp_path: Path) ->
 
 
 def test_of_many_problems_the_first_are_told(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "not_ours").write_text("no record\n" * 50)
-    code, _, err = cli("export", "not_ours", "-f", "bencher", "-o", "b.json")
+    (tmp_path / "damaged.jsonl").write_text("no record\n" * 50)
+    code, _, err = cli("export", "damaged.jsonl", "-f", "bencher", "-o", "b.json")
     assert (code, len(err.splitlines())) == (6, 11)
-    assert err.endswith("40 more problems; see: fusionbench show\n")
+    assert err.endswith("40 more of these; see: fusionbench show\n")
+
+
+def test_what_holds_no_record_makes_no_file(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "baseline.json").write_text('{"kind":"fusionbench-baseline"}\n' * 50)
+    code, out, err = cli("export", "baseline.json", "-f", "csv", "-o", "x.csv")
+    assert (code, out) == (2, "")
+    assert err == (
+        "fusionbench: 'baseline.json' is no run; give a run folder, a shard (.jsonl) or a sealed run (.parquet)\n"
+    )
+    (tmp_path / "empty.jsonl").write_text("")
+    assert cli("export", "empty.jsonl", "-f", "csv", "-o", "x.csv")[:2] == (5, "")
+    assert not Path("x.csv").exists()
 
 
 def test_an_export_without_a_job_is_no_pass(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -63,6 +63,7 @@ SAME_ROOM = {
     ("report", "export"),
     ("report", "sealed"),
     ("terminal", "present"),
+    ("summary", "trend"),
     ("progress", "findings"),
     ("session", "checking"),
     ("paired_session", "checking"),

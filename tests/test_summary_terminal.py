@@ -6,10 +6,11 @@ import io
 import time
 
 import pytest
+from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console
 
-from fusionbench.delta import Comparison, Judgement
+from fusionbench.delta import Comparison, Judgement, Ruling
 from fusionbench.summary.keys import grouped
 from fusionbench.summary.terminal import show
 from tests.deltas import LLAMA, change, comparison, delta, hostile, judged, key, many, mixed, untimed
@@ -124,13 +125,51 @@ def test_environments_that_differ_are_named_before_any_job() -> None:
 
 
 def test_commands_repeat_the_check_and_the_worst_job() -> None:
+    pair = replace(mixed(), head=replace(mixed().head, name="working tree"))
     commands = [
-        line.strip() for line in printed(mixed(), judged(mixed()), 60).splitlines() if line.startswith("  fusionbench")
+        line.strip() for line in printed(pair, judged(pair), 60).splitlines() if line.startswith("  fusionbench")
     ]
     assert commands == [
         "fusionbench check --paired main --suite smoke",
+        "fusionbench check --paired main --suite smoke --only strategies=co_attention --only backends=sdpa",
+    ]
+
+
+def test_commands_repeat_what_was_compared_with_a_baseline() -> None:
+    stored = replace(mixed(), method="stored", base=replace(mixed().base, name="b.json"))
+    assert [line.strip() for line in printed(stored, judged(stored)).splitlines() if line.startswith("  fusion")] == [
+        "fusionbench check --baseline b.json",
         f"fusionbench run smoke --job {key('co_attention')}",
     ]
+
+
+def test_a_pair_of_two_commits_is_repeated_as_one() -> None:
+    pair = replace(mixed(), head=replace(mixed().head, name="topic"))
+    assert "fusionbench check --paired main --head topic --suite smoke" in printed(pair, judged(pair))
+
+
+def test_what_one_gate_could_not_judge_is_told_where_the_other_passed() -> None:
+    passed, silent = (
+        Ruling(gate="deterministic", outcome="passed", judged=2),
+        Ruling(gate="timing", outcome="not judged"),
+    )
+    half = Judgement(comparison=comparison(untimed(key(), "unclear")), rulings=(passed, silent), exit_code=5)
+    first, *_ = printed(half.comparison, half).splitlines()
+    assert first == "? not judged: no verdict of the timing gate; 1 unclear"
+
+
+def test_times_that_nobody_asked_for_are_not_called_unclear() -> None:
+    facts = Judgement(
+        comparison=comparison(untimed(key(), "unclear")),
+        rulings=(Ruling(gate="deterministic", outcome="passed", judged=1),),
+        exit_code=0,
+    )
+    assert printed(facts.comparison, facts).startswith("✓ passed: 1 not judged by time\n")
+
+
+def test_when_it_was_measured_is_told_to_the_minute() -> None:
+    side = replace(comparison().base, name="x", measured_at="2026-11-21T22:08:45.731740+00:00")
+    assert "· 2026-11-21 22:08 UTC ·" in printed(comparison(base=side))
 
 
 def test_no_line_is_a_command_to_the_ci_that_logs_it() -> None:

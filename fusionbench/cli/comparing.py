@@ -10,8 +10,8 @@ import typer
 
 from .. import exits
 from ..collector import paused
-from ..errors import DamagedError, FusionbenchError, NothingError, StoreError, UnknownNameError, printable
-from .options import DEFAULT_RESULTS, Limit, Only, Plugin, Quiet, Results, RunArgument, Scale, Strict, narrowing
+from ..errors import DamagedError, FusionbenchError, NothingError, StoreError, UnknownNameError, counted, printable
+from .options import DEFAULT_RESULTS, Plugin, Quiet, Results, RunArgument, Strict, narrowing
 
 if TYPE_CHECKING:
     from ..baseline import Baseline
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 SHOWN = 20  # changes of facts that `baseline update` prints
 
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON; - instead of the table.")
+]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write it as Markdown.")]
 Everything = Annotated[bool, typer.Option("--all", help="Print every job, also those where nothing changed.")]
 Machine = Annotated[
@@ -48,18 +50,22 @@ def compare(
     everything: Everything = False,
 ) -> None:
     """Compare two measurements job by job, in times and facts; judge nothing."""
-    _refuse_folders(json, markdown)
+    from ..report.files import put, refuse_unwritable
+
+    refuse_unwritable(json, markdown)
     from .. import checking, comparison
     from ..summary import as_json
     from ..summary import markdown as in_markdown
 
     with paused():
         found = comparison.of(checking.side(base), checking.side(head), (str(base), str(head)))
-    _print(found, None, everything)
-    if json:
-        _write(json, as_json.encode(found))
-    if markdown:
-        _write(markdown, in_markdown.full(found).encode())
+    try:
+        if json:
+            put(json, as_json.encode(found))
+        if markdown:
+            put(markdown, in_markdown.full(found).encode())
+    finally:
+        _print(found, None, everything, json, markdown)
     if all(delta.verdict in ("new", "missing") for delta in found.deltas):
         typer.echo("fusionbench: the two have no job in common", err=True)
         raise typer.Exit(exits.NOTHING)
@@ -115,9 +121,18 @@ def check(
             help="The baseline's suite, where no shipped one has its name; with --paired what to measure (else smoke).",
         ),
     ] = None,
-    only: Only = None,
-    scale: Scale = None,
-    limit: Limit = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="AXIS=VALUE,...", help="With --paired: only these values of an axis; may be repeated."
+        ),
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option(metavar="1/N", help="With --paired: shrink presets to this share.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=10**12, help="With --paired: look at no more than this many cases.")
+    ] = None,
     machine: Machine = None,
     results: Results = DEFAULT_RESULTS,
     plugin: Plugin = None,
@@ -135,8 +150,10 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Judge a run, or this code now, by a baseline or another revision: 1 regression, 5 no verdict."""
+    from ..report.files import refuse_unwritable
+
     asked = _gates(gates)
-    _refuse_folders(json, markdown, junit, comment)
+    refuse_unwritable(json, markdown, junit, comment)
     for_pairs = {"--head": head, "--setup": setup, "--python": python, "--rounds": rounds}
     _refuse_misplaced(run, paired, for_pairs | {"--only": only, "--scale": scale, "--limit": limit})
     from .. import checking
@@ -151,8 +168,12 @@ def check(
     else:
         revisions = checking.Revisions(paired, head, setup, python, rounds, narrowing(only, scale), limit)
         judged, stopped = checking.paired(revisions, found, asked, how, out)
-    _print(judged.comparison, judged, everything)
-    files.write(judged, json=json, markdown=markdown, junit=junit, comment=comment, github=github)
+    try:
+        files.write(judged, json=json, markdown=markdown, junit=junit, comment=comment)
+    finally:  # what took an hour to measure is told, if not kept
+        _print(judged.comparison, judged, everything, json, markdown, junit, comment)
+    if github:
+        files.write(judged, github=True)
     if stopped:
         note(out, "interrupted: nothing is said of the jobs that are missing")
     raise typer.Exit(128 + stopped if stopped else judged.exit_code)
@@ -174,10 +195,11 @@ def update(
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Write a run as the baseline of its suite on its machine, and say what changed against the one before."""
-    _refuse_folders(output)
     from .. import baseline as baselines
     from .. import checking, present
+    from ..report.files import STDOUT, put, refuse_unwritable
 
+    refuse_unwritable(output)
     if not reason.strip():  # told before a large run is read
         raise FusionbenchError(f"a baseline needs a reason, for whoever reviews it: {baselines.ANEW}")
     with paused():
@@ -185,7 +207,9 @@ def update(
         made = baselines.of(found, reason, machine or None)
     path = output or baselines.place(baselines.FOLDER, made.environment.machine, made.suite_name)
     data, before = baselines.encode(made), _before(path)
-    _write(path, data)
+    put(path, data)
+    if path == STDOUT:
+        return
     for line in _changes(before, made):
         typer.echo(line)
     typer.echo(str(path))
@@ -208,39 +232,35 @@ def _refuse_misplaced(run: Path | None, paired: str | None, for_pairs: Mapping[s
         raise FusionbenchError(f"--paired measures both sides now; leave '{printable(str(run))}' out")
 
 
-def _refuse_folders(*paths: Path | None) -> None:
-    """Before anything is measured that could then not be written."""
-    for path in paths:
-        if path is not None and path.is_dir():
-            raise StoreError(f"cannot write '{printable(str(path))}': it is a folder; name the file in it")
-
-
-def _print(found: Comparison, judgement: Judgement | None, everything: bool) -> None:
+def _print(found: Comparison, judgement: Judgement | None, everything: bool, *written: Path | None) -> None:
+    """The table, where no file has taken its place on the standard output."""
+    from ..report.files import STDOUT
     from ..summary import terminal
+
+    if STDOUT in written:
+        return
     from ..terminal import console
 
     out = console()
     out.print(terminal.show(found, judgement, out.width, everything), crop=False)
 
 
-def _write(path: Path, data: bytes) -> None:
-    from ..report.files import replacing
-
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
 def _before(path: Path) -> Baseline | None:
     """The baseline that is about to be replaced; raises StoreError for a file that is something else."""
     from .. import baseline as baselines
+    from ..disk import NewerSchemaError
 
-    if not path.exists():
+    if not path.is_file():  # nor is a device one
         return None
     try:
         return baselines.load(path)
     except (DamagedError, NothingError) as error:
         typer.echo(f"replaced unread: {error}", err=True)
         return None
+    except NewerSchemaError:
+        raise
+    except StoreError as error:
+        raise StoreError(f"nothing is overwritten: {error}") from error
 
 
 def _changes(before: Baseline | None, made: Baseline) -> list[str]:
@@ -252,7 +272,7 @@ def _changes(before: Baseline | None, made: Baseline) -> list[str]:
         lines.append("its commit is not known or had changes: what looks slower than it cannot be measured again")
     measured = sum(job.status == "ok" for job in made.jobs)
     if before is None:
-        return [*lines, f"a new baseline of {measured} jobs of suite '{made.suite_name}'"]
+        return [*lines, f"a new baseline of {counted(measured, 'job')} of suite '{made.suite_name}'"]
     found = comparison.of(before, made)
     changed = [f"{delta.key}: {facts.told(change)}" for delta in found.deltas for change in delta.changes]
     lines += [printable(line, 500) for line in changed[:SHOWN]]
@@ -261,4 +281,4 @@ def _changes(before: Baseline | None, made: Baseline) -> list[str]:
     lines += map(printable, (*found.differences, *found.notes))
     verdicts = [delta.verdict for delta in found.deltas]
     counts = ", ".join(f"{verdicts.count(each)} {each}" for each in ("new", "missing", "fixed", "broken"))
-    return [*lines, f"{measured} jobs: {len(changed)} facts changed, {counts}"]
+    return [*lines, f"{counted(measured, 'job')}: {len(changed)} facts changed, {counts}"]

@@ -26,11 +26,14 @@ def summarize(
     ] = False,
 ) -> None:
     """Turn the JSON of `check --json` into a comment, a report, JUnit XML or annotations; without any, print it."""
+    from ..report.files import STDOUT, refuse_unwritable
     from ..summary import as_json, files
 
     found = as_json.load(judgement)
+    refuse_unwritable(comment, markdown, junit)
     for path in files.write(found, comment=comment, markdown=markdown, junit=junit, github=github, link=link):
-        typer.echo(str(path))
+        if path != STDOUT:
+            typer.echo(str(path))
     if not (comment or markdown or junit or github):
         from ..summary.terminal import show
         from ..terminal import console

@@ -11,11 +11,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..errors import FusionbenchError, UnknownNameError, printable
+from ..report.files import STDOUT
 from ..store import Run
 from . import asv, bencher, github_benchmark, pytest_benchmark, trace
 from .measured import Exported
-
-STDOUT = Path("-")
 
 
 class Format(Struct, frozen=True):

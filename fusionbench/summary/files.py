@@ -10,7 +10,7 @@ from pathlib import Path
 from ..delta import Judgement
 from ..disk import explained
 from ..errors import printable
-from ..report.files import replacing
+from ..report.files import put
 from . import as_json, github, markdown
 from .junit import junit as as_junit
 
@@ -27,14 +27,14 @@ def write(
     github: bool = False,
     link: str = "",
 ) -> list[Path]:
-    """Write what is asked for; returns the paths written. ``link`` leads from the markdown to the whole report.
+    """Write what is asked for (``-`` is the standard output); returns the paths written.
 
-    ``github`` prints annotations and appends to the step's summary, where there is one. Raises StoreError.
+    ``link`` leads from the markdown to the whole report. ``github`` prints annotations and appends to the step's
+    summary, where there is one. Raises StoreError.
     """
     wanted = _wanted(judgement, json, markdown, junit, comment, link)
     for path, data in wanted:
-        with replacing(path) as temporary:
-            temporary.write_bytes(data)
+        put(path, data)
     if github:
         _tell_github(judgement, link)
     return [path for path, _ in wanted]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .. import exits
 from ..delta import Comparison, Delta, Judgement, Ruling, Side
 from ..errors import counted
@@ -27,19 +29,28 @@ _NAMES: dict[Title, tuple[str, str]] = {
 
 def headline(judgement: Judgement | None, found: dict[Title, list[Delta]], stray: list[Stray]) -> str:
     """``✗ failed: 2 regressions, 1 improvement, 50 unchanged``, in words of our own alone."""
-    told = _counts(found, stray, passed=judgement is not None and judgement.exit_code == 0)
+    told = _counts(found, stray, judgement)
     if judgement is None:
         return f"{counted(sum(map(len, found.values())), 'job')} compared: {told or 'nothing in common'}"
-    meaning = MEANING.get(judgement.exit_code, f"{FAILED}: exit code {judgement.exit_code}")
+    meaning = _meaning(judgement)
     return f"{meaning}{'; ' if ': ' in meaning else ': '}{told}" if told else meaning
 
 
-def _counts(found: dict[Title, list[Delta]], stray: list[Stray], passed: bool) -> str:
+def _meaning(judgement: Judgement) -> str:
+    silent = dict.fromkeys(ruling.gate for ruling in judgement.rulings if ruling.outcome == "not judged")
+    if judgement.exit_code == exits.NOTHING and any(ruling.outcome == "passed" for ruling in judgement.rulings):
+        return f"{UNJUDGED}: no verdict of the {' or '.join(silent)} gate"
+    return MEANING.get(judgement.exit_code, f"{FAILED}: exit code {judgement.exit_code}")
+
+
+def _counts(found: dict[Title, list[Delta]], stray: list[Stray], judgement: Judgement | None) -> str:
     sizes = {title: len(found[title]) for title in TITLES}
     sizes["regressions"] = regressed(found["regressions"], stray)
     names = dict(_NAMES)
-    if passed:  # a gate that nobody asked for has not looked at them
+    if judgement and judgement.exit_code == 0:  # a gate that nobody asked for has not looked at them
         names["regressions"] = ("slower or worse but not judged",) * 2
+    if judgement and all(ruling.gate != "timing" for ruling in judgement.rulings):
+        names["unclear"] = ("not judged by time",) * 2
     return ", ".join(counted(size, *names.get(title, (title, title))) for title, size in sizes.items() if size)
 
 
@@ -64,5 +75,6 @@ def sides(comparison: Comparison) -> list[tuple[str, str]]:
 def _side(side: Side) -> str:
     commit = clean(side.commit, 40)[:12] + (" with uncommitted changes" if side.dirty else "")
     jobs = counted(side.jobs, "job") if side.jobs else ""
-    facts = (side.name, commit, side.machine, side.suite, side.measured_at, jobs)
+    when = re.sub(r"T(\d\d:\d\d)[\d:.]*\+00:00$", r" \1 UTC", side.measured_at)
+    facts = (side.name, commit, side.machine, side.suite, when, jobs)
     return " · ".join(dict.fromkeys(clean(fact, 120) for fact in facts if fact))

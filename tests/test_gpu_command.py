@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fusionbench import backends, store, suite, trial
+from fusionbench import backends, facts, store, suite, trial
 from fusionbench.plan import Plan
 from fusionbench.spec import Skip
 from tests import gpu, gpu_facts, gpu_pairs, shard
@@ -118,7 +118,7 @@ def test_a_pair_of_this_code_is_a_line_for_each_round_and_one_for_all(tmp_path: 
     round_, of_job, of_all = (json.loads(line) for line in (tmp_path / "paired.jsonl").read_text().splitlines())
     assert (round_["round"], round_["base"]["status"], round_["head"]["status"]) == (0, "ok", "ok")
     assert of_job["effects"] == [round_["effect"]]
-    assert (of_job["facts"], of_job["facts_changed"], of_job["failed"]) == (7, [], "")
+    assert (of_job["facts"], of_job["facts_changed"], of_job["failed"]) == (len(facts.NAMES), [], "")
     assert (of_all["all"]["timed"], of_all["all"]["failed"]) == (1, 0)
 
 

@@ -223,9 +223,7 @@ def _confirm(
         )
 
     def confirm(keys: Sequence[str]) -> Mapping[str, Delta]:
-        if base.plugins:
-            _refuse_strangers(_plugins(base, how.plugins))
-        elif compared.head.commit == compared.base.commit and not compared.head.dirty:
+        if compared.head.commit == compared.base.commit and not compared.head.dirty:
             why = "the code is that of the baseline: it is the machine that was slower"
             return {key: Delta(key=key, verdict="unclear", stage="confirm", reason=why) for key in keys}
         from . import paired_session
@@ -233,16 +231,6 @@ def _confirm(
         return paired_session.confirmation(request, out, quiet=how.quiet)(keys)
 
     return confirm
-
-
-def _refuse_strangers(plugins: Sequence[str]) -> None:
-    """The commit of a record is the one of fusionbench: other code can have changed under the same one."""
-    for plugin in map(Path, plugins):
-        if not plugin.resolve().is_relative_to(Path(__file__).resolve().parents[1]):
-            raise FusionbenchError(
-                f"the baseline's commit is that of fusionbench, and '{printable(str(plugin))}' is not in it; measure "
-                "two revisions of it with: fusionbench check --paired REVISION"
-            )
 
 
 def _compared(found: Baselines, head: Path | None, gates: Sequence[Gate], how: Measuring, out: Console) -> Comparison:

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from ..delta import VERSION, Comparison, Delta, Judgement, Ruling
 from ..disk import explained, opened, refuse_newer
-from ..errors import DamagedError, printable
+from ..errors import DamagedError, StoreError, printable
 
 MAX_BYTES = 64 << 20  # 1,000 jobs are 0.5 MB
 MAX_FACT = 2**63
@@ -37,6 +37,8 @@ def load(path: Path) -> Judgement:
     """What `check --json` wrote. Raises StoreError where there is no such file, NewerSchemaError where a newer
     fusionbench wrote it, DamagedError where it is anything else or contradicts itself."""
     shown = printable(str(path))
+    if not path.exists():
+        raise StoreError(f"no judgement at '{shown}'; write one with: fusionbench check --json FILE")
     with explained(f"cannot read '{shown}'"), opened(path, MAX_BYTES) as file:
         data = file.read()
     return decode(data, f"'{shown}'")

@@ -114,7 +114,7 @@ def of(run: store.Run, reason: str, machine: str | None = None) -> Baseline:
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         measured_at=manifest.created_at,
         command=("fusionbench", *manifest.command[1:]),  # where it lies on one machine is nobody's business
-        commit=manifest.commit or environment.commit,
+        commit=manifest.commit or ("" if manifest.plugins else environment.commit),  # that is fusionbench's own
         dirty=manifest.dirty if manifest.commit else environment.dirty,
         plugins=tuple(Path(plugin).name for plugin in manifest.plugins),
         only=manifest.only,

@@ -94,7 +94,7 @@ def _side(source: Source, entries: Mapping[str, _Entry], name: str) -> Side:
     where = next((entry.environment for entry in entries.values() if entry.environment), None)
     paper = source if isinstance(source, Baseline) else source.manifest
     path = "" if isinstance(source, Baseline) else str(source.path)
-    code = paper if paper and paper.commit else where
+    code = paper if paper and (paper.commit or paper.plugins) else where  # a plugin's commit is not fusionbench's
     return Side(
         name=printable(name or path or "baseline"),
         machine=printable(where.machine) if where else "",

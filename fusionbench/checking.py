@@ -259,12 +259,11 @@ def whole_run(path: Path, what: str) -> store.Run:
 
 def _refuse_disturbed(run: store.Run) -> None:
     """No times where others were at work: facts have none."""
-    from .remarks import unfit
+    from .remarks import disturbed
 
-    doubtful = [f"{record.job.key}: {why}" for record in run.records if (why := unfit(record))]
+    doubtful = disturbed(run.records)
     if doubtful:
-        more = f" (and {len(doubtful) - 1} more)" if len(doubtful) > 1 else ""
-        raise UnfitError(f"--strict: not measured in peace: {printable(doubtful[0])}{more}; measure when it is quiet")
+        raise UnfitError(f"--strict: {doubtful}; measure when it is quiet")
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------

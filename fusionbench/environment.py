@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from . import __version__, nvml
+from . import __version__, nvml, revisions
 from .errors import DeviceLostError
 from .record import Environment
 from .spec import Dtype
@@ -211,13 +211,8 @@ def _checkout(root: Path) -> tuple[str, bool]:
     return commit, bool(commit) and ask_git(root, "status", "--porcelain", "--", "fusionbench", "kernels") != ""
 
 
-def measured_commit(plugins: Sequence[Path]) -> tuple[str, bool]:
-    """Commit and dirty flag of the code that is measured: of the repository of the plugins, else of this package's.
-
-    Empty where that is no checkout, or where plugins come from several.
-    """
-    if not plugins:
-        return _checkout(PACKAGE)
+def commit_of(plugins: Sequence[Path]) -> tuple[str, bool]:
+    """Commit and dirty flag of the repository of these plugins; empty where there is none, or several."""
     tops = {ask_git(plugin.resolve().parent, "rev-parse", "--show-toplevel") or "" for plugin in plugins}
     top = tops.pop()
     commit = ask_git(Path(top), "rev-parse", "HEAD") if top and not tops else None
@@ -233,8 +228,7 @@ def ask_git(root: Path, *arguments: str) -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
-    # Variables such as GIT_DIR, set while a hook runs, would lead to another repository.
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    surroundings = revisions.environment(os.environ)
     command = [git, "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
     try:
         answer = subprocess.run(

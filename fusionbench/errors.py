@@ -16,7 +16,7 @@ FusionbenchError            exit code 2 unless said otherwise
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class FusionbenchError(Exception):
@@ -80,6 +80,13 @@ class UnstoredError(StoreError):
     """A record could not be stored where it belongs; the message says where it is."""
 
     exit_code = 6
+
+
+def refuse_unknown(kind: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise UnknownNameError for the first given name that is not known."""
+    for name in given:
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,10 +8,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from . import nvml
-from .errors import DeviceLostError
+from .errors import DeviceLostError, UnfitError
 
 # An idle GPU's power cap and clocks say nothing; heat and the power supply hold it down whatever it does.
 TELLING = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
+
+
+def remarks(devices: Iterable[str], *, strict: bool) -> list[str]:
+    """The warnings about these devices, and what stays unknown about them. With ``strict`` a warning is UnfitError."""
+    devices = list(devices)
+    found = warnings(devices)
+    if strict and found:
+        raise UnfitError(f"--strict: {'; '.join(found)}")
+    unknown = absent(devices)
+    return [*found, unknown] if unknown else found
 
 
 def warnings(devices: Iterable[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .disk import explained, opened, refuse_newer
-from .errors import FusionbenchError, StoreError, UnknownNameError, printable
+from .errors import FusionbenchError, StoreError, printable, refuse_unknown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,8 +55,8 @@ def planned(arches: Sequence[str] = (), kernels: Sequence[str] = ()) -> list[Any
 
     if not runtime.has_triton():
         raise FusionbenchError("inspect compiles with Triton, which is not installed here (it exists for Linux)")
-    _known("architecture", arches, table.architectures())
-    _known("kernel", kernels, {name for arch in table.architectures() for name in table.rows(arch)})
+    refuse_unknown("architecture", arches, table.architectures())
+    refuse_unknown("kernel", kernels, {name for arch in table.architectures() for name in table.rows(arch)})
     return static.shipped(tuple(arches), tuple(kernels))
 
 
@@ -87,12 +87,6 @@ def inspection(profiles: list[Inspected]) -> Inspection:
 
 def _key(kernel: str, arch: str, where: Mapping[str, int]) -> str:
     return f"{kernel}/{arch}/{bounds(where)}"
-
-
-def _known(what: str, given: Sequence[str], known: Iterable[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise UnknownNameError(what, name, known)
 
 
 def _inspected(p: Profile) -> Inspected:

@@ -13,7 +13,7 @@ from pathlib import Path
 from . import backends, registry, store, suite
 from .ceilings import Ceilings, Prober
 from .disk import locked
-from .environment import capture, differences, measured_commit
+from .environment import capture, commit_of, differences
 from .errors import FusionbenchError, StoreError, UnstoredError, printable
 from .footprint import footprint
 from .plan import Plan
@@ -144,7 +144,7 @@ def new(
         order_seed=secrets.randbits(31) if order_seed is None else order_seed,
         planned=sum(1 for _ in plan),
         number=store.next_number(results),
-        commit=measured_commit([Path(plugin) for plugin in plugins]),
+        commit=commit_of([Path(plugin) for plugin in plugins]) if plugins else (environment.commit, environment.dirty),
     )
     folder = store.create(results, manifest, chosen.text)
     return Launch(plan, budget, tuple(plugins), environment, folder, frozenset(), {}, manifest.order_seed)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from types import FrameType
 from typing import Self
 
 from rich.console import Console
@@ -17,10 +15,11 @@ from . import device_lock, fitness, judge, pairing
 from .delta import GATES, Delta, Gate, Judgement, Ruling
 from .engines import local
 from .engines.local import Cancelled
-from .errors import FusionbenchError, StoppedError, UnfitError, counted
+from .errors import FusionbenchError, StoppedError, counted
 from .pairing import Outcome, Request
 from .progress import brief, duration
 from .spec import Job
+from .stopping import Stop
 from .terminal import note
 
 EVERY_S = 10.0  # between two lines where there is no terminal
@@ -91,11 +90,11 @@ def execute(
     is about the jobs that were done by then."""
     local.set_variables()
     jobs = pairing.jobs(request)
-    with _prepared(request, jobs, out, quiet, strict) as (display, stopping):
-        found: Outcome = pairing.run(request, jobs, display, stopping.asked)
+    with _prepared(request, jobs, out, quiet, strict) as (display, stop):
+        found: Outcome = pairing.run(request, jobs, display, stop.asked)
     if found.interrupted:
         rulings = [Ruling(gate=gate, outcome="not judged", reason="interrupted") for gate in gates or GATES]
-        return judge.concluded(found.comparison, rulings), stopping.number
+        return judge.concluded(found.comparison, rulings), stop.number
     return judge.judge(found.comparison, gates or GATES), 0
 
 
@@ -106,52 +105,27 @@ def confirmation(request: Callable[[], Request], out: Console, *, quiet: bool) -
         local.set_variables()
         asked = replace(request(), only_jobs=frozenset(keys))
         jobs = pairing.jobs(asked)
-        with _prepared(asked, jobs, out, quiet, strict=False) as (display, stopping):
-            return pairing.confirm(asked, jobs, display, stopping.asked)
+        with _prepared(asked, jobs, out, quiet, strict=False) as (display, stop):
+            return pairing.confirm(asked, jobs, display, stop.asked)
 
     return confirm
-
-
-@dataclass
-class Stopping:
-    """Whether the user asked to stop, and by which signal; the second time at once."""
-
-    out: Console
-    number: int = 0
-
-    def asked(self) -> bool:
-        return self.number != 0
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
-            raise KeyboardInterrupt
-        self.number = number
-        note(self.out, f"{signal.Signals(number).name}: stopping; what was screened to its end is shown")
 
 
 @contextlib.contextmanager
 def _prepared(
     request: Request, jobs: Sequence[Job], out: Console, quiet: bool, strict: bool
-) -> Iterator[tuple[Display, Stopping]]:
+) -> Iterator[tuple[Display, Stop]]:
     """The devices are ours, their state is told, signals are heard, the bar is drawn."""
     devices = sorted({job.case.device for job in jobs})
-    stopping = Stopping(out)
+    stop = Stop(lambda name: note(out, f"{name}: stopping; what was screened to its end is shown"))
     with device_lock.held(devices):
-        warnings = fitness.warnings(devices)
-        if strict and warnings:
-            raise UnfitError(f"--strict: {'; '.join(warnings)}")
-        for line in (*warnings, fitness.absent(devices)):
-            if line:
-                note(out, line)
-        before = {number: signal.signal(number, stopping.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        for line in fitness.remarks(devices, strict=strict):
+            note(out, line)
         try:
-            with Display(out, len(jobs), request.rounds, quiet) as display:
-                yield display, stopping
+            with stop.listening(), Display(out, len(jobs), request.rounds, quiet) as display:
+                yield display, stop
         except (Cancelled, FusionbenchError):
-            if not stopping.number:
+            if not stop.number:
                 raise
             # Before the first round, or of a setup that had the same Ctrl-C.
-            raise StoppedError("nothing was judged", stopping.number) from None
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            raise StoppedError("nothing was judged", stop.number) from None

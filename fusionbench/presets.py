@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from .errors import SuiteError, UnknownNameError, printable
+from .errors import SuiteError, UnknownNameError, printable, refuse_unknown
 from .spec import PLAIN, Case, Count, Design, Name, Natural, Projector, Shape, Size
 
 Extent = Literal["layer", "stack"]
@@ -114,9 +114,7 @@ def parts(names: Iterable[str]) -> Iterator[tuple[str, Part]]:
 
 
 def _pair(image: str, text: str) -> Part:
-    for name in (image, text):
-        if name not in encoders():
-            raise UnknownNameError("encoder", name, encoders())
+    refuse_unknown("encoder", (image, text), encoders())
     i, t = encoders()[image], encoders()[text]
     width = max(i.width, t.width)
     return Part(

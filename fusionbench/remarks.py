@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import median
 
 from msgspec.structs import replace
 
+from .errors import printable
 from .record import Record, Timing
 
 NOTED, UNFIT = 0.01, 0.1  # shares of the time that threads waited for a core: told, and refused under --strict
@@ -42,8 +44,15 @@ def suspension(time: Timing) -> str | None:
     return f"a sample took {longest / 1e9:.1f} s where the median is {middle / 1e6:.3g} ms: was the process suspended?"
 
 
+def disturbed(records: Iterable[Record]) -> str | None:
+    """Why ``--strict`` refuses the conditions that these records were made under; None if it does not."""
+    doubtful = [f"{record.job.key}: {reason}" for record in records if (reason := unfit(record))]
+    more = f", and {len(doubtful) - 1} more" if len(doubtful) > 1 else ""
+    return f"not measured in peace: {printable(doubtful[0])}{more}" if doubtful else None
+
+
 def unfit(record: Record) -> str | None:
-    """Why ``--strict`` refuses the conditions that the record was made under; None if it does not."""
+    """The same of one record."""
     if record.time and contention(record.time) > UNFIT:
         return f"it waited {contention(record.time):.0%} of the time for a core"
     if record.device and record.device.throttle:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -20,6 +19,7 @@ from .remarks import remarked
 from .rounds import done
 from .schedule import Agenda, Limits
 from .spec import Budget, Job, Visit
+from .stopping import Stop
 
 
 class Engine(Protocol):
@@ -46,21 +46,17 @@ class Listener(Protocol):
     def interrupted(self, signal_name: str) -> None: ...
 
 
-@dataclass
-class Stop:
-    """Whether the user asked to stop, and by which signal. The second time, the run is cut short."""
+class Silent:
+    """A listener that keeps it to itself."""
 
-    listener: Listener
-    number: int = 0
+    def started(self, job: Job) -> None:
+        pass
 
-    def asked(self) -> bool:
-        return self.number != 0
+    def visited(self, visit: Visit, record: Record, last: bool) -> None:
+        pass
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
-            raise KeyboardInterrupt
-        self.number = number
-        self.listener.interrupted(signal.Signals(number).name)
+    def interrupted(self, signal_name: str) -> None:
+        pass
 
 
 @dataclass
@@ -98,7 +94,7 @@ def run(
     The first SIGINT or SIGTERM lets the running job finish its sample and begins no other; the second ends
     the run at once. Either way everything finished has been stored, and what ``store`` raises ends the run, too.
     """
-    outcome, stop = Outcome(), Stop(listener)
+    outcome, stop = Outcome(), Stop(listener.interrupted)
 
     def keep(visit: Visit, measured: Record) -> None:
         measured = measured if measured.source else replace(measured, source=source(visit.job))
@@ -110,7 +106,7 @@ def run(
 
     agenda = Agenda(jobs, budget, seed, begun or {}, Limits(size) if size else None, keep)
     try:
-        with _listening(stop), closing(engine(agenda, budget, plugins, listener.started, stop.asked)) as visited:
+        with stop.listening(), closing(engine(agenda, budget, plugins, listener.started, stop.asked)) as visited:
             for visit, measured in visited:
                 if lost(measured):
                     outcome.lost.setdefault(visit.job.case.device, measured.reason)
@@ -145,13 +141,3 @@ def cut_off(record: Record, visit: Visit, budget: Budget) -> bool:
     if time is None or time.stop != "interrupted":
         return False
     return visit.round > 0 or len(time.samples_ns) < budget.min_samples
-
-
-@contextmanager
-def _listening(stop: Stop) -> Iterator[None]:
-    before = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

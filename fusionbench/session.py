@@ -13,11 +13,11 @@ from rich.text import Text
 from . import device_lock, exits, fitness, launch, present, store
 from .collector import paused
 from .engines import local
-from .errors import FusionbenchError, UnfitError, printable
+from .errors import FusionbenchError, printable
 from .meters import energy
 from .progress import Display, Outline, outline_box
 from .record import FAILED, Environment, Record
-from .remarks import unfit
+from .remarks import disturbed
 from .runner import Outcome
 from .spec import TIMERS, Budget
 from .terminal import console, note
@@ -49,11 +49,8 @@ def measure(prepared: launch.Launch, out: Console, *, quiet: bool, strict: bool 
     if not quiet:
         out.print(outline_box(outline))
     with device_lock.held(outline.devices):
-        warnings = fitness.warnings(outline.devices)
-        if strict and warnings:
-            raise UnfitError(f"--strict: {'; '.join(warnings)}")
-        absent = [fitness.absent(outline.devices), _no_timers(prepared.budget, outline), *_no_energy(prepared, outline)]
-        for line in [*warnings, *absent]:
+        told = fitness.remarks(outline.devices, strict=strict)
+        for line in [*told, _no_timers(prepared.budget, outline), *_no_energy(prepared, outline)]:
             if line:
                 note(out, line)
         with Display(out, outline, quiet) as display:
@@ -119,10 +116,9 @@ def _resume(prepared: launch.Launch) -> str:
 
 def _verdict(records: Sequence[Record], outcome: Outcome, out: Console, strict: bool) -> int:
     """The exit code of a run that was not interrupted, with a line about it where the tables say nothing."""
-    doubtful = [f"{record.job.key}: {reason}" for record in records if (reason := unfit(record))] if strict else []
+    doubtful = disturbed(records) if strict else None
     if doubtful:
-        more = f", and {len(doubtful) - 1} more" if len(doubtful) > 1 else ""
-        note(out, f"--strict: not measured in peace: {doubtful[0]}{more}; measure them again when it is quiet")
+        note(out, f"--strict: {doubtful}; measure them again when it is quiet")
         return exits.UNFIT
     statuses = {record.status for record in records}
     if statuses & set(FAILED) or outcome.lost:

@@ -102,7 +102,8 @@ class Trial:
         """The deltas of all jobs, or where the user stopped the trial of those that were screened to their end."""
         try:
             for block in blocks(jobs, seed):
-                self._rounds({job.key: Found(job) for job in block}, self.screened, self.rounds, seed)
+                wanted = dict.fromkeys((job.key for job in block), self.rounds)
+                self._rounds({job.key: Found(job) for job in block}, self.screened, wanted, seed)
             self.confirm([found.job for found in self.screened.values() if suspect(found)], seed)
         except Cancelled:
             self.interrupted = True
@@ -114,19 +115,18 @@ class Trial:
         self.listener.suspected(len(jobs), sum(wanted.values()))
         for block in blocks(jobs, seed):
             again = {job.key: _fresh(self.screened.get(job.key), job) for job in block}
-            self._rounds(again, self.confirmed, {key: wanted[key] for key in again}, seed, stage="confirm")
+            self._rounds(again, self.confirmed, wanted, seed, stage="confirm")
 
     def _rounds(
         self,
         found: Mapping[str, Found],
         into: dict[str, Found],
-        rounds: int | Mapping[str, int],
+        wanted: Mapping[str, int],
         seed: int,
         stage: str = "screen",
     ) -> None:
         """All rounds of a block of jobs, in a new order every round; ``into`` takes each job that is done."""
-        wanted = {key: rounds if isinstance(rounds, int) else rounds[key] for key in found}
-        for number in range(max(wanted.values(), default=0)):
+        for number in range(max((wanted[key] for key in found), default=0)):
             due = [key for key in found if number < wanted[key] and found[key].settled is None]
             for key in random.Random(f"{seed} {stage} {number}").sample(due, len(due)):  # noqa: S311 - no secret
                 # Round 0 also finds out whether results are right, and what they cost.
@@ -200,9 +200,11 @@ def judged(each: Estimate, base_ns: float, job: Job, *, confirmed: bool, sure: b
     tolerated = 1 + max(TOLERANCE, floor_ns / base_ns)
     if confirmed and sure and each.ratio > tolerated:
         return "slower"
-    if each.high < 1 / tolerated and each.rounds >= LEAST_ROUNDS:
+    if each.rounds < LEAST_ROUNDS:
+        return "unclear"
+    if each.high < 1 / tolerated:
         return "faster"
-    within = 1 / tolerated <= each.low and each.high <= tolerated and each.rounds >= LEAST_ROUNDS
+    within = 1 / tolerated <= each.low and each.high <= tolerated
     return "same" if within else "unclear"
 
 

@@ -28,9 +28,10 @@ from fusionbench.meters.flops import Counted
 from fusionbench.report import page
 from fusionbench.report.frame import frame
 from tests.browser import Visit, browser, chromium
+from tests.command import call
 from tests.hostile import TEXTS
 from tests.synthetic import ENVIRONMENTS, smoke
-from tests.test_cli import call, started
+from tests.test_cli import started
 
 QUICK = Lab(seconds=0.01)
 IDS = [f"C{number}" for number in range(1, 29)]

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from fusionbench import store
-from fusionbench.cli import main
+from tests.command import call
 
 PLUGIN = str(Path(__file__).with_name("faulty.py"))
 TINY = """
@@ -41,18 +41,6 @@ heads = [2]
 SLOW = TINY.replace("image_width", "projectors = ['identity']\nimage_width").replace(
     'strategies = ["cross_attention", "concat_attention"]', 'strategies = ["slow"]'
 ).replace("text_width = [8]", "text_width = [16]").replace("text = [3, 5]", f"text = {list(range(1, 41))}")  # fmt: skip
-
-
-def call(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the command line run in this process."""
-    monkeypatch.setattr(sys, "argv", ["fusionbench", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as leaving:
-        code = int(leaving.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture

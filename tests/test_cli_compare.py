@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from importlib.metadata import version
@@ -17,11 +16,11 @@ import pytest
 from msgspec.structs import replace
 
 from fusionbench import baseline, checking, inspection, session, store
-from fusionbench.cli import main
 from fusionbench.inspection import Inspected, Inspection
 from fusionbench.record import Environment, Record
 from fusionbench.runner import Outcome
 from fusionbench.sealed import seal_run
+from tests.command import call
 from tests.comparing import COSTS, failed, here, kept, record, run, timing
 
 ROOT = Path(__file__).parents[1]
@@ -52,17 +51,7 @@ def fusionbench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fusionbench", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return lambda *arguments: call(*arguments, capsys=capsys, monkeypatch=monkeypatch)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from fusionbench.doctor.check import Check, graded, guarded, ok
 from fusionbench.doctor.gpu import GpuFacts
 from fusionbench.errors import FusionbenchError
 from fusionbench.record import Timing
-from tests.test_cli import call as run_cli
+from tests.command import call as run_cli
 
 CPU0 = "sys/devices/system/cpu"
 

@@ -17,10 +17,11 @@ import pandas as pd
 import pytest
 from msgspec.structs import replace
 
-from fusionbench.cli import app, main
+from fusionbench.cli import app
 from fusionbench.errors import FusionbenchError, StoreError, UnknownNameError
 from fusionbench.export import formats, streaming
 from fusionbench.export.formats import FORMATS, Format
+from tests.command import call
 from tests.exporting import COMMIT, failed, run_of, untimed
 from tests.hostile import TEXTS, hostile_environments, hostile_records
 from tests.storing import ENVIRONMENT, RECORDS, create, write
@@ -232,17 +233,8 @@ def test_help_and_readme_name_every_format() -> None:
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fusionbench", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        return code, *capsys.readouterr()
-
     monkeypatch.chdir(tmp_path)
-    return call
+    return lambda *arguments: call(*arguments, capsys=capsys, monkeypatch=monkeypatch)
 
 
 def stored(tmp_path: Path, *items: Any) -> None:

@@ -9,14 +9,15 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from fusionbench import device_lock, fitness, runner, session
+from fusionbench import device_lock, fitness, remarks, runner, session
 from fusionbench.errors import UnfitError
 from fusionbench.record import DeviceState, Record, Status
 from fusionbench.remarks import contention, remarked, unfit
 from fusionbench.runner import Outcome
 from fusionbench.schedule import Agenda, Limits
 from fusionbench.spec import Budget, Case, Device, Job, Shape, Visit
-from tests.test_cli import PLUGIN, call
+from tests.command import call
+from tests.test_cli import PLUGIN
 from tests.test_faults_runs import measured, only_run, written
 from tests.test_runner import OLD_CPU, ONCE, Heard, timing
 
@@ -268,7 +269,7 @@ def test_strict_leaves_with_4_after_a_run_that_was_disturbed(  # type: ignore[no
 ) -> None:
     monkeypatch.chdir(tmp_path)
     written(tmp_path, 1)
-    monkeypatch.setattr(session, "unfit", lambda record: "it waited 20% of the time for a core")
+    monkeypatch.setattr(remarks, "unfit", lambda record: "it waited 20% of the time for a core")
     found, _, err = call(
         "run", "faulty.toml", "-q", "--plugin", PLUGIN, *strict, capsys=capsys, monkeypatch=monkeypatch
     )

@@ -14,7 +14,8 @@ import pytest
 from fusionbench import environment, launch, shard, store, suite
 from fusionbench.record import Record
 from fusionbench.rounds import rounds_of
-from tests.test_cli import PLUGIN, call
+from tests.command import call
+from tests.test_cli import PLUGIN
 
 SUITE = """
 title = "Faulty"

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusionbench.cli import main
 from fusionbench.delta import Judgement, Ruling
 from fusionbench.disk import NewerSchemaError
 from fusionbench.errors import DamagedError, StoreError
 from fusionbench.judge import judge
 from fusionbench.summary import as_json, files, github
 from fusionbench.summary.junit import junit
+from tests.command import call
 from tests.deltas import HOSTILE, change, comparison, delta, hostile, judged, key, many, mixed, untimed
 
 COMMAND = re.compile(r"::(error|warning) title=([^:,\r\n]*)::([^\r\n]+)")
@@ -250,9 +250,11 @@ def test_a_link_a_folder_and_a_huge_file_are_refused(tmp_path: Path) -> None:
     with (tmp_path / "huge").open("wb") as huge:
         huge.truncate(as_json.MAX_BYTES + 1)
     os.mkfifo(tmp_path / "pipe")
-    for name in ("link", "huge", "pipe", "", "absent"):
+    for name in ("link", "huge", "pipe", ""):
         with pytest.raises(StoreError, match="cannot read"):
             as_json.load(tmp_path / name)
+    with pytest.raises(StoreError, match=r"no judgement at '.*absent'; write one with: fusionbench check --json"):
+        as_json.load(tmp_path / "absent")
 
 
 # files and the verb
@@ -279,23 +281,12 @@ def test_a_step_summary_stays_within_the_limit_however_full_it_was(
         assert summary.stat().st_size <= 900_000
 
 
-def call(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["fusionbench", "summarize", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as leaving:
-        code = int(leaving.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
 @pytest.fixture
 def summarize(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     Path("j.json").write_bytes(as_json.encode(judged(mixed())))
-    return lambda *arguments: call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    return lambda *arguments: call("summarize", *arguments, monkeypatch=monkeypatch, capsys=capsys)
 
 
 def test_summarize_writes_what_is_asked_for_and_exits_with_0_whatever_was_judged(summarize) -> None:  # type: ignore[no-untyped-def]
@@ -321,7 +312,7 @@ def test_summarize_prints_the_comparison_when_nothing_else_is_asked_for(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["none.json"], 2, "cannot read 'none.json': no such file or directory; was the folder removed?"),
+        (["none.json"], 2, "no judgement at 'none.json'; write one with: fusionbench check --json FILE"),
         (["empty.json"], 6, "'empty.json' is not what 'fusionbench check --json' writes: Input data was truncated"),
         (["j.json", "--comment", "c.md", "--link", "ftp://x"], 2, "link 'ftp://x' is no plain https address"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import UnknownNameError
+from ..errors import refuse_unknown
 from ..ledger import Claim
 
 # Where a claim was read: five texts that people learn multimodal fusion from.
@@ -78,8 +78,6 @@ CLAIMS = {id_: Claim(id=id_, said=said, source=source, method=method) for id_, s
 
 def chosen(ids: Sequence[str]) -> tuple[Claim, ...]:
     """The claims of these IDs (``c3`` is ``C3``) in the table's order, or all; raises UnknownNameError."""
-    for name in ids:
-        if name.upper() not in CLAIMS:
-            raise UnknownNameError("claim", name.upper(), CLAIMS)
-    wanted = {name.upper() for name in ids} or set(CLAIMS)
+    wanted = [name.upper() for name in ids] or list(CLAIMS)
+    refuse_unknown("claim", wanted, CLAIMS)
     return tuple(claim for claim in CLAIMS.values() if claim.id in wanted)

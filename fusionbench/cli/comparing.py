@@ -10,7 +10,7 @@ import typer
 
 from .. import exits
 from ..collector import paused
-from ..errors import DamagedError, FusionbenchError, NothingError, StoreError, UnknownNameError, counted, printable
+from ..errors import DamagedError, FusionbenchError, NothingError, StoreError, counted, printable, refuse_unknown
 from .options import DEFAULT_RESULTS, Plugin, Quiet, Results, RunArgument, Strict, narrowing
 
 if TYPE_CHECKING:
@@ -218,9 +218,7 @@ def update(
 def _gates(names: list[str] | None) -> tuple[Gate, ...]:
     from ..delta import GATES
 
-    for name in names or ():
-        if name not in GATES:
-            raise UnknownNameError("gate", name, GATES)
+    refuse_unknown("gate", names or (), GATES)
     return tuple(gate for gate in GATES if gate in (names or ()))
 
 

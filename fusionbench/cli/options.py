@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import exits
-from ..errors import FusionbenchError, UnknownNameError, printable
+from ..errors import FusionbenchError, printable, refuse_unknown
 
 if TYPE_CHECKING:
     from ..store import Run
@@ -64,9 +64,7 @@ def leave_if_damaged(found: Run) -> None:
 def timer_names(names: list[str] | None) -> list[str] | None:
     from ..spec import TIMERS
 
-    for name in names or []:
-        if name not in TIMERS:
-            raise UnknownNameError("timer", name, TIMERS)
+    refuse_unknown("timer", names or (), TIMERS)
     return list(dict.fromkeys(names)) if names else None
 
 

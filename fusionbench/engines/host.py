@@ -72,7 +72,7 @@ def _measure(pipe: Connection, begin: Begin, plugins: tuple[str, ...]) -> None:
     worker = local.Worker((begin.visit.job.strategy, begin.visit.job.backend, begin.visit.job.case.device, 0), plugins)
     message: object = begin
     try:
-        while is_turn(answer := _answer(worker, message, begin, gone)):
+        while as_turn(answer := _answer(worker, message, begin, gone)) is not None:
             pipe.send_bytes(answer)
             message = msgspec.json.decode(pipe.recv_bytes(), type=bool)
     finally:
@@ -85,13 +85,12 @@ def _answer(worker: local.Worker, message: object, begin: Begin, gone: Callable[
     return encode_record(_death(begin.visit, *answer)) if isinstance(answer, tuple) else answer
 
 
-def is_turn(answer: bytes) -> bool:
-    """Whether an answer is a turn, after which another may follow, and not the record that ends a visit."""
+def as_turn(answer: bytes) -> Turn | None:
+    """The turn that an answer is, after which another may follow; None for the record that ends a visit."""
     try:
-        msgspec.json.decode(answer, type=Turn)
+        return msgspec.json.decode(answer, type=Turn)
     except msgspec.MsgspecError:
-        return False
-    return True
+        return None
 
 
 def _death(visit: Visit, status: Status, reason: str) -> Record:

@@ -27,7 +27,7 @@ from ..paired import standard_error
 from ..record import Environment, Record, decode_record
 from ..spec import Budget, Job, Visit
 from ..turns import Turn, Turns
-from .host import PROTOCOL, Begin, Hello, Who, is_turn
+from .host import PROTOCOL, Begin, Hello, Who, as_turn
 from .local import Cancelled
 
 HOST = "fusionbench.engines.host"
@@ -109,7 +109,7 @@ class Host:
         except (EOFError, OSError):
             raise HostLostError(f"the process of revision '{self.name}' has ended: {self._last_words()}") from None
         try:
-            return msgspec.json.decode(answer, type=Turn) if is_turn(answer) else decode_record(answer)
+            return as_turn(answer) or decode_record(answer)
         except msgspec.MsgspecError as error:
             told = f"revision '{self.name}' writes records that this fusionbench cannot read ({printable(str(error))})"
             raise FusionbenchError(f"{told}; measure with the later one of the two") from None

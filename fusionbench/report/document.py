@@ -38,9 +38,14 @@ def write(
     The scripts share one scope in the order given and find the payload in ``#data``.
     """
     data = base64.b64encode(gzip.compress(msgspec.json.encode(payload), compresslevel=6, mtime=0)).decode()
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_read(template))
+    pages = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(_read),
+        keep_trailing_newline=True,
+    )
     script = "\n".join(map(_read, scripts))
-    html = page.render(
+    html = pages.get_template(template).render(
         title=printable(title),
         style=Markup("\n".join(map(_read, styles))),  # noqa: S704 - package data
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - the installed package

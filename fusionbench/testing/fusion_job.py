@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from .. import suite
-from ..errors import UnknownNameError
+from ..errors import refuse_unknown
 from ..launch import load_plugins
 from ..plan import settled
 from ..record import Record
@@ -76,9 +76,7 @@ class FusionJob:
         """
         __tracebackhide__ = True
         asked: dict[str, Any] = {**options}
-        for name in asked:
-            if name not in Options.__annotations__:
-                raise UnknownNameError("option of fusion_job", name, Options.__annotations__)
+        refuse_unknown("option of fusion_job", asked, Options.__annotations__)
         load_plugins([str(path) for path in self.plugins])
         limits: dict[str, Any] = {field: asked.pop(field) for field in Budget.__struct_fields__ if field in asked}
         budget = replace_budget(BUDGET, **limits)

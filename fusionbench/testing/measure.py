@@ -13,25 +13,12 @@ from ..environment import capture
 from ..errors import DeviceLostError, FusionbenchError
 from ..footprint import footprint
 from ..record import Environment, Record
-from ..runner import run
-from ..spec import Budget, Job, Visit
+from ..runner import Silent, run
+from ..spec import Budget, Job
 
 
 class JobFailedError(FusionbenchError):
     """A job that did not go well."""
-
-
-class _Silent:
-    """pytest shows what happens."""
-
-    def started(self, job: Job) -> None:
-        pass
-
-    def visited(self, visit: Visit, record: Record, last: bool) -> None:
-        pass
-
-    def interrupted(self, signal_name: str) -> None:
-        pass
 
 
 @functools.cache
@@ -54,7 +41,7 @@ def measure(job: Job, budget: Budget, plugins: Sequence[str] = ()) -> Record:
             local.run,
             environment(),
             records.append,
-            _Silent(),
+            Silent(),
             budget=budget,
             plugins=plugins,
             size=footprint,

@@ -18,21 +18,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from fusionbench import launch, store, suite
 from fusionbench.compare import compare
 from fusionbench.engines import local
-from fusionbench.record import Record, Timing
-from fusionbench.spec import Job, Visit
+from fusionbench.record import Timing
+from fusionbench.runner import Silent
 
 BURNERS = 2  # as many as this machine has cores: every job shares its own
-
-
-class Silent:
-    def started(self, job: Job) -> None:
-        pass
-
-    def visited(self, visit: Visit, record: Record, last: bool) -> None:
-        pass
-
-    def interrupted(self, signal_name: str) -> None:
-        pass
 
 
 @contextlib.contextmanager

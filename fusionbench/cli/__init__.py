@@ -11,7 +11,7 @@ import typer
 from .. import __version__, exits
 from ..errors import FusionbenchError, printable
 from ..outlet import open_streams
-from . import comparing, examining, exporting, listing, reading, running, summarizing, tracking
+from . import advising, comparing, examining, exporting, listing, reading, running, summarizing, tracking
 
 EPILOG = (
     "Exit codes: 0 fine, 1 regression (check), 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine "
@@ -56,6 +56,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "check": comparing.check,
     "summarize": summarizing.summarize,
     "history": tracking.history,
+    "advise": advising.advise,
     "claims": examining.claims,
     "inspect": examining.inspect,
     "doctor": examining.doctor,

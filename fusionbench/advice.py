@@ -179,7 +179,7 @@ def _environment(
     names = sorted({each.machine if each else key for key, each in named.items()})
     shown = ", ".join(f"'{printable(name)}'" for name in names)
     raise FusionbenchError(
-        f"records of several machines fit, and their times are not mixed: name one of {shown} with --machine"
+        f"records of several machines fit, and times are not mixed; name one with --machine: {shown}"
     )
 
 

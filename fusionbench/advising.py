@@ -55,9 +55,7 @@ def case_of(request: Request) -> Case:
     sizes.setdefault("text_width", sizes["width"])
     sizes.setdefault("heads", max(1, sizes["width"] // HEAD_WIDTH))
     if sizes["width"] % sizes["heads"]:
-        raise SuiteError(
-            f"width {sizes['width']} is not a multiple of {sizes['heads']} heads; name others with --heads"
-        )
+        raise SuiteError(f"width {sizes['width']} is no multiple of {sizes['heads']} heads; name others with --heads")
     conditions = {"dtypes": request.dtype, "devices": request.device, "modes": request.mode}
     names = {"strategies": "cross_attention", "backends": "eager"}
     return single({**names, **sizes, **conditions}, "advise").case

@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 LEVEL = 0.9  # of the intervals
 LEAST = 4  # measurements of its own, below which a candidate is told from the others
 MOST = 300  # measurements that are fitted: a fit is cubic in them (0.1 s at 300)
-LEFT_OUT = 60  # of them, how many are left out in turn
+LEFT_OUT = 40  # of them, how many are left out in turn
 NOISE = 0.02  # two measurements of one job differ by so much (METHODOLOGY.md), whatever the intervals say
 _LENGTHS = (1.0, 2.0, 4.0, 8.0)  # over how many doublings of a size neighbours resemble each other
 _NOISES = (0.003, 0.03, 0.3)  # share of what the terms leave over that no neighbour tells
@@ -51,20 +51,22 @@ class Fit:
     """A candidate's own measurements, fitted."""
 
     factors: Floats
-    points: Sequence[Point]
-    kernel: _Kernel
-    left_over: Floats  # logarithms
+    field: _Field
     width: float  # standard deviations that an interval reaches on each side
 
     def __call__(self, at: Point) -> Estimate:
         """The prediction at a point, which need not lie among the measured ones: then its interval widens."""
-        trend = math.log(_trend(self.factors, at))
-        mean, deviation = self.kernel.told(self.points, self.left_over, at)
+        left_over, deviation = self.field(at)
+        middle = math.log(_trend(self.factors, at)) + left_over
         reach = self.width * math.hypot(deviation, NOISE)
-        middle = trend + mean
         return Estimate(
-            value=math.exp(middle), low=math.exp(middle - reach), high=math.exp(middle + reach), own=len(self.points)
+            value=math.exp(middle), low=math.exp(middle - reach), high=math.exp(middle + reach), own=self.count
         )
+
+    @property
+    def count(self) -> int:
+        """How many measurements were fitted."""
+        return len(self.field.points)
 
     def parts(self, at: Point) -> tuple[float, ...]:
         """What each term adds to the trend at a point, in the unit of the values."""
@@ -74,10 +76,10 @@ class Fit:
 def fit(points: Sequence[Point], values: Sequence[float]) -> Fit:
     """Fit measurements of one candidate: LEAST of them or more, all above 0."""
     points, known = _thinned(points), np.array(_thinned(values))
-    factors = _factors(points, known)
-    left_over = np.log(known / _trends(factors, points))
+    factors, left_over = _terms(points, known)
     kernel = _likeliest(points, left_over)
-    return Fit(factors, points, kernel, left_over, _width(points, known, kernel))
+    field = _field(kernel, points, left_over)
+    return Fit(factors, field, _width(field, known))
 
 
 def _thinned(items: Sequence[Any]) -> Sequence[Any]:
@@ -99,47 +101,63 @@ def _factors(points: Sequence[Point], values: Floats) -> Floats:
     return found if found.any() else np.array([float(np.median(values)), *([0.0] * (len(scale) - 1))])
 
 
+def _terms(points: Sequence[Point], values: Floats) -> tuple[Floats, Floats]:
+    """The factors, and the logarithms of what they leave over."""
+    factors = _factors(points, values)
+    return factors, _left_over(factors, points, values)
+
+
+def _left_over(factors: Floats, points: Sequence[Point], values: Floats) -> Floats:
+    found: Floats = np.log(values / np.array([_trend(factors, point) for point in points]))
+    return found
+
+
 def _trend(factors: Floats, at: Point) -> float:
     return max(float(factors @ np.array(at.terms)), 1e-300)
-
-
-def _trends(factors: Floats, points: Sequence[Point]) -> Floats:
-    return np.array([_trend(factors, point) for point in points])
 
 
 # --- what the terms leave over -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Kernel:
+class _Kernel(Struct, frozen=True):
     """Covariance of what two points leave over: ``variance`` times exp(-distance² / 2 length²), and noise."""
 
     variance: float
     length: float
     noise: float
 
-    def of(self, one: Sequence[Point], other: Sequence[Point]) -> Floats:
+    def __call__(self, one: Sequence[Point], other: Sequence[Point]) -> Floats:
         a, b = (np.array([point.sizes for point in points], dtype=np.float64) for points in (one, other))
         squares = ((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)
         found: Floats = self.variance * np.exp(-squares / (2 * self.length**2))
         return found
 
-    def solved(self, points: Sequence[Point], left_over: Floats) -> tuple[Floats, Floats]:
-        """The Cholesky factor of the covariance, and the covariance's inverse times what is left over."""
-        from scipy.linalg import cho_solve, cholesky
 
-        lower = cholesky(self.of(points, points) + self.variance * self.noise * np.eye(len(points)), lower=True)
-        return lower, cho_solve((lower, True), left_over)
+@dataclass(frozen=True)
+class _Field:
+    """What is left over at the measured points, and so between them."""
 
-    def told(self, points: Sequence[Point], left_over: Floats, at: Point) -> tuple[float, float]:
+    kernel: _Kernel
+    points: Sequence[Point]
+    lower: Floats  # Cholesky factor of the covariance of the points
+    weights: Floats  # its inverse times what is left over
+
+    def __call__(self, at: Point) -> tuple[float, float]:
         """What is left over at a point, and its standard deviation."""
         from scipy.linalg import solve_triangular
 
-        lower, weights = self.solved(points, left_over)
-        near = self.of(points, [at])[:, 0]
-        known = solve_triangular(lower, near, lower=True)
-        variance = self.variance * (1 + self.noise) - float(known @ known)
-        return float(near @ weights), math.sqrt(max(variance, 0.0))
+        near = self.kernel(self.points, [at])[:, 0]
+        known = solve_triangular(self.lower, near, lower=True)
+        variance = self.kernel.variance * (1 + self.kernel.noise) - float(known @ known)
+        return float(near @ self.weights), math.sqrt(max(variance, 0.0))
+
+
+def _field(kernel: _Kernel, points: Sequence[Point], left_over: Floats) -> _Field:
+    from scipy.linalg import cho_solve, cholesky
+
+    covariance = kernel(points, points) + kernel.variance * kernel.noise * np.eye(len(points))
+    lower = cholesky(covariance, lower=True)
+    return _Field(kernel, points, lower, cho_solve((lower, True), left_over))
 
 
 def _likeliest(points: Sequence[Point], left_over: Floats) -> _Kernel:
@@ -147,26 +165,30 @@ def _likeliest(points: Sequence[Point], left_over: Floats) -> _Kernel:
     best, found = -math.inf, _Kernel(1e-6, _LENGTHS[0], _NOISES[-1])
     for length in _LENGTHS:
         for noise in _NOISES:
-            lower, weights = _Kernel(1.0, length, noise).solved(points, left_over)
-            variance = max(float(left_over @ weights) / len(points), 1e-8)
-            likelihood = -len(points) / 2 * math.log(variance) - float(np.log(np.diag(lower)).sum())
+            field = _field(_Kernel(1.0, length, noise), points, left_over)
+            variance = max(float(left_over @ field.weights) / len(points), 1e-8)
+            likelihood = -len(points) / 2 * math.log(variance) - float(np.log(np.diag(field.lower)).sum())
             if likelihood > best:
                 best, found = likelihood, _Kernel(variance, length, noise)
     return found
 
 
-def _width(points: Sequence[Point], values: Floats, kernel: _Kernel) -> float:
-    """How many standard deviations hold LEVEL of what was missed by leaving out one measurement at a time."""
+def _width(field: _Field, values: Floats) -> float:
+    """How many standard deviations hold LEVEL of what was missed by leaving out one measurement at a time.
+
+    What the others tell of one follows from the inverse of the whole covariance (Rasmussen and Williams 2006, 5.4.2).
+    """
+    from scipy.linalg import cho_solve
     from scipy.stats import t
 
-    missed = []
-    for place in {round(i) for i in np.linspace(0, len(points) - 1, min(len(points), LEFT_OUT))}:
+    points, missed = field.points, []
+    inverse = cho_solve((field.lower, True), np.eye(len(points)))
+    for place in sorted({round(i) for i in np.linspace(0, len(points) - 1, min(len(points), LEFT_OUT))}):
         rest = [point for number, point in enumerate(points) if number != place]
-        others = np.delete(values, place)
-        factors = _factors(rest, others)
-        mean, deviation = kernel.told(rest, np.log(others / _trends(factors, rest)), points[place])
-        error = math.log(values[place] / _trend(factors, points[place])) - mean
-        missed.append(abs(error) / math.hypot(deviation, NOISE))
+        factors, left_over = _terms(rest, np.delete(values, place))
+        told = -float(np.delete(inverse[place], place) @ left_over) / inverse[place, place]
+        error = math.log(values[place] / _trend(factors, points[place])) - told
+        missed.append(abs(error) / math.hypot(inverse[place, place] ** -0.5, NOISE))
     rank = min(math.ceil((len(missed) + 1) * LEVEL), len(missed))
     few = float(t.ppf((1 + LEVEL) / 2, max(len(points) - 2, 1)))
     return max(sorted(missed)[rank - 1], few)
@@ -190,7 +212,7 @@ class Pool:
 
         middle, variance = math.log(_trend(self.factors, at)), self.between
         if values:
-            off = float(np.mean(np.log(np.array(values) / _trends(self.factors, points))))
+            off = float(_left_over(self.factors, points, np.array(values)).mean())
             shared = self.within / len(values)
             middle += off * self.between / (self.between + shared)
             variance = self.between * shared / (self.between + shared)
@@ -206,7 +228,7 @@ def pool(groups: Sequence[tuple[Sequence[Point], Sequence[float]]]) -> Pool:
     points = [point for each, _ in groups for point in each]
     values = np.array([value for _, each in groups for value in each])
     factors = _factors(points, values)
-    left_over = [np.log(np.array(known) / _trends(factors, each)) for each, known in groups]
+    left_over = [_left_over(factors, each, np.array(known)) for each, known in groups]
     means = np.array([each.mean() for each in left_over])
     spare = len(values) - len(groups)
     within = sum(float(((each - each.mean()) ** 2).sum()) for each in left_over) / max(spare, 1)

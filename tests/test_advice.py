@@ -109,7 +109,7 @@ def test_what_was_measured_at_this_very_shape_is_no_prediction() -> None:
 def test_two_of_one_speed_are_a_tie(monkeypatch: pytest.MonkeyPatch) -> None:
     twin = ("late:vote", "sdpa")
     monkeypatch.setitem(PACES, twin, PACES["late", "sdpa"])
-    found = told(list(sweep([("late", "sdpa"), twin, ("cross_attention", "eager")])))
+    found = told(list(sweep([("late", "sdpa"), twin])))
     assert {each.name for each in found.advised if each.tie} == {"late/sdpa", "late:vote/sdpa"}
     assert counsel.answer(found).startswith("no clear winner: late")
 

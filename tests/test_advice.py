@@ -203,7 +203,7 @@ def test_advise_answers_in_a_sentence_and_a_table_and_names_the_command_that_set
     code, out, err = fusionbench()
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == "128 image x 100 text tokens, width 64, 1 heads, fp32 on EPYC, fwd:"
+    assert lines[0] == "128 image × 100 text tokens, width 64, 1 head, fp32 on EPYC, fwd:"
     assert lines[1].startswith("take cross_attention/sdpa, predicted at ")
     assert f"{LEVEL:.0%} interval" in out
     assert "from 64 records of m" in out

@@ -22,7 +22,7 @@ demo: setup
 test: test-harness test-kernels
 
 test-harness: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 test-kernels: setup
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels

@@ -218,10 +218,10 @@ def test_a_kernels_time_is_counted_once_and_our_span_is_no_kernel() -> None:
     [
         b"",
         b"no gzip",
-        gzip.compress(b"[]"),
-        gzip.compress(b'{"traceEvents": []}'),
-        gzip.compress(b'{"traceEvents": [{"ph": "X", "name": "a", "ts": 1}]}'),
-        gzip.compress(b'{"traceEvents": [{"ph": "X", "name": "a", "ts": 1, "dur": 2}]}')[:-12],
+        gzip.compress(b"[]", mtime=0),
+        gzip.compress(b'{"traceEvents": []}', mtime=0),
+        gzip.compress(b'{"traceEvents": [{"ph": "X", "name": "a", "ts": 1}]}', mtime=0),
+        gzip.compress(b'{"traceEvents": [{"ph": "X", "name": "a", "ts": 1, "dur": 2}]}', mtime=0)[:-12],
     ],
 )
 def test_what_is_no_trace_is_refused_and_removed(tmp_path: Path, content: bytes) -> None:

@@ -22,14 +22,15 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..record import PARTS, Parts
+from .time import run_delay
 
 CALL = "fusionbench call"
 _RANGE = "fusionbench part: "
 ATTENTION, PROJECTIONS, FEED_FORWARD, OTHER, COMPILED, BACKWARD, OPTIMIZER = PARTS
 
-# What disturbs a call falls on one of its ops, so that each op counts with its median over a few calls; of calls that
-# take long there are fewer.
-CALLS, TOO_LONG_NS = 3, 1_000_000_000
+# Calls go on until a few did not wait for a core, but neither too often nor for too long.
+CALM_CALLS, MOST_CALLS, TOO_LONG_NS = 3, 10, 1_000_000_000
+CALM = 0.01  # of a call, waited
 
 _METHODS = ("read", "read_projected")
 _FEED_FORWARD = re.compile(r"(FeedForward|FFN|MLP|Mlp)$")
@@ -48,14 +49,16 @@ _USER_SCOPE = 7  # of at::RecordScope: a range of Python's, not an op
 def measure(call: Callable[[], object], module: nn.Module, device: torch.device) -> Parts | None:
     """What the ops of one ``call`` took, on CUDA its kernels, copies and fills; None where the profiler sees none."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with marked(module), profile(activities=activities, acc_events=False) as session:
-        start = perf_counter_ns()
-        for _ in range(CALLS):
+    with marked(module), run_delay() as waited, profile(activities=activities, acc_events=False) as session:
+        begun, calm = perf_counter_ns(), 0
+        for _ in range(MOST_CALLS):
+            start, before = perf_counter_ns(), waited() or 0
             with record_function(CALL):
                 call()
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-            if perf_counter_ns() - start > TOO_LONG_NS:
+            calm += (waited() or 0) - before <= CALM * (perf_counter_ns() - start)
+            if calm == CALM_CALLS or perf_counter_ns() - begun > TOO_LONG_NS:
                 break
     return split(session.profiler.kineto_results.events(), device)
 
@@ -150,19 +153,21 @@ def split(events: Iterable[Any], device: torch.device) -> Parts | None:
         on_host = ordered
         work = walk(on_host).ops
     calls = [(start, -end) for start, end, _, e in on_host if e.name() == CALL]
-    sums = middle([[each for each in work if first <= each.moment < last] for first, last in calls])
+    by_call = [[each for each in work if first <= each.moment < last] for first, last in calls]
+    # What disturbs an op on the CPU makes it longer; kernels are held against a median, and are medians as well.
+    sums = combined(by_call, median_low if on_cuda else min)
     found = {f"{part}_ns": ns for part, ns in sums.items()}
     return Parts(**found) if any(found.values()) else None
 
 
-def middle(calls: Sequence[Sequence[Work]]) -> dict[str, int]:
-    """What the ops of a call took by part, each its (lower) median over the calls; of the quickest call alone where
-    the calls do not run the same ops."""
+def combined(calls: Sequence[Sequence[Work]], pick: Callable[[Iterable[int]], int]) -> dict[str, int]:
+    """What the ops of a call took by part, each what ``pick`` says of its times in all calls; those of the quickest
+    call where the calls do not run the same ops."""
     if len({tuple(work.name for work in call) for call in calls}) > 1:
         calls = [min(calls, key=lambda call: sum(work.ns for work in call))]
     sums: dict[str, int] = defaultdict(int)
     for same in zip(*calls, strict=True):
-        sums[same[0].part] += median_low(work.ns for work in same)
+        sums[same[0].part] += pick(work.ns for work in same)
     return sums
 
 

@@ -117,11 +117,11 @@ def _measures(columns: dict[str, Any], records: Sequence[Record]) -> None:
 def _parts(columns: dict[str, Any], records: Sequence[Record]) -> None:
     """The shares of a call's time: of what its ops or kernels were for, and in which none of them ran.
 
-    The latter is what the median leaves: on CUDA that of the ``hot`` timer, since kernels are profiled hot.
+    The latter is what the ops leave of the quickest sample, or the kernels of the ``hot`` timer's median.
     """
     spent_ms = {p: number([getattr(r.parts, f"{p}_ns") / 1e6 if r.parts else None for r in records]) for p in PARTS}
     busy_ms = sum(spent_ms.values(), np.zeros(len(records)))
-    call_ms = np.where(columns["timer"] == "wall", columns["median_ms"], columns["hot_ms"])
+    call_ms = np.where(columns["timer"] == "wall", columns["min_ms"], columns["hot_ms"])
     whole_ms = np.fmax(call_ms, busy_ms)
     for name, values in spent_ms.items():
         columns[f"share_{name}"] = ratio(values, whole_ms)

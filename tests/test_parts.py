@@ -323,6 +323,15 @@ def test_of_compiled_code_only_attention_is_told() -> None:
     assert shares(events, CPU) == {"compiled": 410, "attention": 90, "other": 9}
 
 
+def test_compiled_attention_is_attention() -> None:
+    events = call(
+        Event("fusionbench part: attention", 100, 600, user=True),
+        Event("Torch-Compiled Region: 1/0", 150, 500, user=True),
+        Event("aten::empty", 160, 10),
+    )
+    assert shares(events, CPU) == {"attention": 500}
+
+
 @pytest.mark.parametrize("seen", [lambda events: events, lambda events: events[::-1]], ids=["in order", "reversed"])
 def test_kernels_are_for_what_launched_them(seen: Callable[[list[Event]], list[Event]]) -> None:
     events = call(

@@ -35,15 +35,16 @@ CALM = 0.01  # of a call, waited
 _METHODS = ("read", "read_projected")
 _FEED_FORWARD = re.compile(r"(FeedForward|FFN|MLP|Mlp)$")
 _ATTENTION = re.compile(r"::\w*attention")
+_COMPILED = re.compile(r"^(Torch-Compiled Region|## Call CompiledFxGraph)")
 _BY_NAME = (
-    (re.compile(r"^(Torch-Compiled Region|## Call CompiledFxGraph)"), COMPILED),
+    (_COMPILED, COMPILED),
     (re.compile(r"^Optimizer\.step"), OPTIMIZER),
     (_ATTENTION, ATTENTION),
     (re.compile(r"::(\w+_)?linear$"), PROJECTIONS),
 )
 _NODE = "autograd::engine::evaluate_function: "
 _RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]")  # calls of the driver, whose numbers are their own
-_USER_SCOPE = 7  # of at::RecordScope: a range of Python's, not an op
+_USER_SCOPE = 7  # of at::RecordScope: a range of Python's, not an op; what is compiled has no ops inside, and counts
 
 
 def measure(call: Callable[[], object], module: nn.Module, device: torch.device) -> Parts | None:
@@ -202,7 +203,7 @@ def _outermost(
     name = event.name()
     part = thread.ranges[-1][1] if thread.ranges else None
     part = part or _own_part(name, event, made)
-    if event.scope() == _USER_SCOPE and part != COMPILED:
+    if event.scope() == _USER_SCOPE and not _COMPILED.search(name):
         thread.ranges.append((end, part))
         host.ranges += [(start, end, part)] if part else []
         return None

@@ -3,7 +3,7 @@
 const PART_KINDS = [ // column, name, colour (Okabe & Ito), text on it
   ["share_attention", "attention", "#0072B2", "#ffffff"],
   ["share_projections", "projections", "#E69F00", "#1b1c1e"],
-  ["share_feed_forward", "feed-forward", "#009E73", "#ffffff"],
+  ["share_feed_forward", "feed-forward", "#009E73", "#1b1c1e"],
   ["share_compiled", "compiled together", "#CC79A7", "#1b1c1e"],
   ["share_optimizer", "optimizer", "#56B4E9", "#1b1c1e"],
   ["share_backward", "rest of the backward pass", "#8C7A00", "#ffffff"],

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from fusionbench.record import Record
+from fusionbench.record import Parts, Record
 from fusionbench.report import page
 from fusionbench.report.frame import frame
 from tests.browser import Visit, browser, chromium
@@ -214,6 +215,34 @@ def test_a_run_where_everything_failed_makes_a_page_without_errors(started: Any,
     assert "Nothing was timed" in sad.text("#headline")
     assert sad.trouble == []
     sad.context.close()
+
+
+def test_the_parts_of_each_candidate_are_stacked_to_the_whole(started: Any, folder: Path) -> None:
+    spent = Parts(attention_ns=300, projections_ns=500, other_ns=200)
+    known = [msgspec.structs.replace(r, parts=scaled(spent, r)) if r.status == "ok" else r for r in smoke()]
+    stacked = Visit(started, report(folder, "parts", known), "#by=backend")
+    bars = stacked.page.evaluate(
+        "document.querySelector('#parts .chart')._fullData.map(t => [t.type, t.name, Array.from(t.x), Array.from(t.text)])"
+    )
+    assert {kind for kind, *_ in bars} == {"bar"}
+    assert [name for _, name, *_ in bars] == ["attention", "projections", "everything else"]
+    assert [sum(values) for values in zip(*(x for _, _, x, _ in bars), strict=True)] == pytest.approx(
+        [100] * len(bars[0][2])
+    )
+    assert bars[0][3][0] == "attention 30 %"
+    assert "attention 30 %, everything else 20 %" in stacked.text("#parts .summary")
+    assert stacked.text("#parts .legend .key >> nth=0") == "attention"
+    assert stacked.trouble == []
+    stacked.context.close()
+    unknown = Visit(started, report(folder, "no-parts", smoke()))
+    assert unknown.page.is_hidden("#parts")
+    unknown.context.close()
+
+
+def scaled(parts: Parts, record: Record) -> Parts:
+    """The parts of a call that takes longer than any sample, so that there are no gaps."""
+    longest = 1 + max(record.time.samples_ns if record.time else (1,))
+    return Parts(**{name: ns * longest for name, ns in msgspec.structs.asdict(parts).items()})
 
 
 @pytest.mark.parametrize("by", ["strategy", "backend"])

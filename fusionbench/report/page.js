@@ -165,7 +165,7 @@ function update() {
 
 // The browser paints and answers between two charts.
 async function drawCharts(view) {
-  for (const draw of [drawLatency, drawRanking, drawMemory, drawError].slice(view.curves ? 1 : 0)) {
+  for (const draw of [drawLatency, drawRanking, drawParts, drawMemory, drawError].slice(view.curves ? 1 : 0)) {
     await new Promise((go) => setTimeout(go));
     if (view !== current) return;
     await draw(view);

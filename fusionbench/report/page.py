@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..errors import printable
 from ..ledger import Ledger
-from ..record import Environment
+from ..record import PARTS, Environment
 from . import claims, document
 from .document import LONGEST
 from .rank import latest
@@ -34,9 +34,10 @@ _CODED = (
 _MEASURED = (
     *("median_ms", "low_ms", "high_ms", "samples", "contention", "first_call_ms"),
     *("peak_mib", "cache_mib", "tflops", "flops", "bound_ms", "of_bound", "gb_per_s"),
+    *(f"share_{part}" for part in (*PARTS, "gaps")),
     *("rel_l2", "yardstick_rel_l2", "cosine", "max_abs", "grad_rel_l2", "grad_yardstick_rel_l2", "joules_per_call"),
 )
-_SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "claims.js", "page.js")
+_SCRIPTS = ("data.js", "rank.js", "charts.js", "parts.js", "table.js", "claims.js", "page.js")
 
 
 def write(

@@ -200,7 +200,8 @@ const small = (v) => (v === null || !Number.isFinite(v) ? "–" : v === 0 ? "0" 
 const cut = (text, limit) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
 
 // plotly reads <b>, <a> and &…; in its texts, and does not break lines.
-const plain = (text) => cut(String(text), 80).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const inert = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const plain = (text) => inert(cut(String(text), 80));
 const quote = (text) => (/^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\"'\"'")}'`);
 
 function jobKey(row) {

@@ -37,7 +37,7 @@ _MEASURED = (
 )
 # What is carried as a share of the median, or times it: its noise is the median's.
 _OF_MEDIAN = {"low_ms": 1, "high_ms": 1, "tflops": -1, "of_bound": -1, "gb_per_s": -1}
-_SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "claims.js", "page.js")
+_SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "claims.js", "pictures.js", "page.js")
 
 
 def write(

@@ -7,6 +7,7 @@ import re
 import shutil
 import socketserver
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -65,6 +66,10 @@ class Server(ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)  # HTTPServer would ask the network for this machine's name
         self.server_name, self.server_port = HOST, self.server_address[1]
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # a browser may leave before the end
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
     @property
     def hosts(self) -> tuple[str, ...]:
         """What a browser that was sent here by its own user calls this server."""
@@ -98,8 +103,6 @@ class Handler(BaseHTTPRequestHandler):
                     shutil.copyfileobj(file, self.wfile)
         except FileNotFoundError:
             self._page(HTTPStatus.NOT_FOUND, "no such report")
-        except ConnectionError:  # the browser left before the end
-            self.close_connection = True
 
     do_HEAD = do_GET  # noqa: N815 - the name http.server looks for
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,19 @@ def test_text_from_results_is_in_the_file_only_as_packed_data(tmp_path: Path) ->
     for text in TEXTS:
         assert text not in html
     assert html.count("</html>") == 1
+
+
+def test_plotly_is_the_published_file_and_travels_with_its_licence(tmp_path: Path) -> None:
+    carried = files("fusionbench.report").joinpath("plotly-cartesian.min.js").read_bytes()
+    published = (
+        "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"  # of plotly.js-cartesian-dist-min 4.1.1
+    )
+    assert hashlib.sha256(carried).hexdigest() == published
+    found = re.findall(r'id="plotly">([A-Za-z0-9+/=]*)</script>', written(tmp_path, smoke()))
+    assert len(found) == 1
+    script = gzip.decompress(base64.b64decode(found[0]))
+    assert script.endswith(carried)
+    assert b"Permission is hereby granted, free of charge" in script[:2000]
 
 
 def test_the_same_results_make_the_same_bytes(tmp_path: Path) -> None:

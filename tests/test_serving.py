@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +18,11 @@ from pathlib import Path
 import pytest
 
 from fusionbench.errors import FusionbenchError
+from fusionbench.report import page
+from fusionbench.report.frame import frame
 from fusionbench.serving import HOST, POLICY, Server, reports
+from tests.browser import browser, chromium
+from tests.synthetic import ENVIRONMENTS, smoke
 
 PAGE = "<!doctype html><title>{title}</title><p>{text}</p>"
 
@@ -37,14 +42,22 @@ def folder(tmp_path: Path) -> Path:
     return inner
 
 
-@pytest.fixture
-def server(folder: Path) -> Iterator[Server]:
+@contextmanager
+def served(folder: Path) -> Iterator[Server]:
     with Server(folder, 0) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
+        try:
+            yield running
+        finally:
+            running.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    with served(folder) as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def ask(server: Server, path: str, method: str = "GET", **headers: str) -> tuple[HTTPResponse, str]:
@@ -158,3 +171,27 @@ def test_the_verb_prints_its_address_and_ends_with_ctrl_c(folder: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(chromium() is None, reason="no chromium on the path (set FUSIONBENCH_CHROMIUM)")
+def test_a_browser_goes_from_the_index_to_a_report_that_draws_and_asks_for_nothing(folder: Path) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install fusionbench[dev]")
+    page.write(folder / "run-1" / "report.html", frame(smoke(), ENVIRONMENTS), ENVIRONMENTS, title="a run")
+    with served(folder) as server, browser() as started:
+        context = started.new_context()
+        shown, asked, trouble = context.new_page(), [], []
+        shown.on("request", lambda request: asked.append(request.url))
+        shown.on("console", lambda message: trouble.append(message.text))
+        shown.on("pageerror", lambda error: trouble.append(str(error)))
+        shown.goto(server.url)
+        assert axe.Axe().run(shown).response["violations"] == []
+        shown.get_by_role("link", name="a run").click()
+        shown.wait_for_selector(".chart .main-svg", timeout=60_000)
+        assert "fusionbench report" in shown.inner_text(".eyebrow")
+        assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [
+            server.url,
+            f"{server.url}run-1/report.html",
+        ]
+        assert trouble == []
+        context.close()

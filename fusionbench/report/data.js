@@ -63,7 +63,8 @@ function woven(planes, length, width) {
 }
 
 function multiply({ numbers, power }, by) {
-  for (let row = 0; row < numbers.length; row++) numbers[row] *= by[row] ** power;
+  if (power === 1) for (let row = 0; row < numbers.length; row++) numbers[row] *= by[row];
+  else for (let row = 0; row < numbers.length; row++) numbers[row] /= by[row];
 }
 
 // Keys are spelled when they are asked for: one of a row, or all for a search.

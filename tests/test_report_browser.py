@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,62 @@ def test_the_csv_holds_the_filtered_rows(visit: Visit, tmp_path: Path) -> None:
     assert {row["status"] for row in rows} == {"oom"}
     assert f"{len(rows)} jobs of 5,000." == visit.text("#table .summary")
     assert {row["key"] for row in rows} <= {r.job.key for r in records(5000)}
+
+
+def test_the_json_holds_the_same_rows_with_numbers_as_numbers(visit: Visit, tmp_path: Path) -> None:
+    visit.click('[data-chip="strategy=film"]')
+    with visit.page.expect_download() as download:
+        visit.page.click("#json")
+    download.value.save_as(tmp_path / "t.json")
+    rows = json.loads((tmp_path / "t.json").read_text("utf-8"))
+    given = {r.job.key: r for r in records(5000) if r.job.strategy == "film"}
+    assert {row["key"] for row in rows} == set(given)
+    for row in rows:
+        timing = given[row["key"]].time
+        assert row["samples"] == (len(timing.samples_ns) if timing else None)
+        assert (row["median_ms"] is None) == (timing is None)
+        assert row["started_at"] == "2026-03-02T10:00:00Z"
+
+
+def test_every_column_sorts_both_ways_with_what_is_missing_last(visit: Visit) -> None:
+    order = "[...document.querySelectorAll('.rows .body .row')].map((e) => e.children[%d].textContent)"
+    heads = visit.page.eval_on_selector_all(".head [data-sort]", "all => all.map((e) => e.dataset.sort)")
+    for name in ("text", "dtype", "samples", "peak_mib"):
+        column = order % heads.index(name)
+        visit.page.click(f'[data-sort="{name}"]')
+        up = visit.page.evaluate(column)
+        visit.page.click(f'[data-sort="{name}"]')
+        down = visit.page.evaluate(column)
+        assert up[0] != "–" != down[0]
+        read = (lambda v: v) if name == "dtype" else (lambda v: float(v.replace(",", "")))
+        assert up == sorted(up, key=read)
+        assert down == sorted(down, key=read, reverse=True)
+        assert read(up[0]) < read(down[0])
+
+
+def test_an_axis_of_thousands_of_values_is_cut_and_searched(started: Any, folder: Path) -> None:
+    table = frame(records(3000), ENVIRONMENTS)
+    path = page.write(folder / "axis.html", table.assign(text=range(1, 3001)), ENVIRONMENTS)
+    long = Visit(started, path)
+    chips = '[data-facet="text"] .chip'
+    assert long.page.locator(chips).count() == 60
+    assert "and 2,940 more" in long.text('[data-facet="text"]')
+    long.page.fill('[data-facet="text"] input', "2999")
+    assert long.page.locator(chips).count() == 1
+    long.click('[data-chip="text=2999"]')
+    assert long.text("#shown") == "1 of 3,000 jobs"
+    long.page.fill('[data-facet="text"] input', "nothing like it")
+    assert long.page.locator(chips).count() == 1  # what is chosen stays in sight
+    assert long.page.evaluate("document.activeElement.type") == "search"
+    assert long.page.locator("#shape option").count() <= 501
+    assert long.trouble == []
+    long.context.close()
+
+
+def test_plotly_is_carried_once_and_read_after_the_results(visit: Visit) -> None:
+    assert visit.page.evaluate("Plotly.version") == "4.1.1"
+    assert visit.page.locator("#plotly, #data").count() == 0  # unpacked and let go
+    assert visit.page.evaluate("document.head.querySelectorAll('script').length") == 1
 
 
 def test_failures_and_skips_are_told_with_reason_and_count(visit: Visit) -> None:

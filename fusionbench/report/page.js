@@ -30,21 +30,50 @@ function writeFragment() {
   if (text !== location.hash.slice(1)) history.replaceState(null, "", `#${text}`);
 }
 
+const CHIPS = 60; // of one facet; an axis may have thousands of values
+const OPTIONS = 500; // of one list to choose from
+const seek = {}; // what is looked for among the values of a long facet
+let counted = {};
+
 function drawFacets(counts) {
+  counted = counts;
   const box = $("#facets");
   const held = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.chip : null;
-  box.replaceChildren(...D.facets.map((name) => {
-    const values = D.columns[name].values;
-    const chips = D.order[name].map((c) => {
-      const label = String(values[c] === "" ? "none" : values[c]);
-      const on = Boolean(state.chosen[name] && state.chosen[name].has(String(values[c])));
-      const mark = name === "strategy" ? icon(c) : name === "backend" && state.by === "backend" ? dashIcon(c) : null;
-      return node("button", { type: "button", class: "chip", "data-chip": `${name}=${values[c]}`, "aria-pressed": String(on), disabled: !on && counts[name][c] === 0, onclick: () => toggle(name, String(values[c])) },
-        mark, breakable(name === "environment" ? environmentName(values[c]) : label), node("span", { class: "count" }, thousands(counts[name][c])));
-    });
-    return node("fieldset", { class: "facet", "data-facet": name }, node("legend", {}, LABELS[name]), node("div", { class: chips.length > 40 ? "chips many" : "chips" }, ...chips));
-  }));
+  for (const name of D.facets) {
+    const facet = $(`[data-facet="${name}"]`, box) ?? facetNode(name);
+    if (!facet.isConnected) box.append(facet);
+    drawChips(facet, name);
+  }
   if (held) [...box.querySelectorAll(".chip")].find((chip) => chip.dataset.chip === held)?.focus({ preventScroll: true });
+}
+
+function facetNode(name) {
+  const long = D.order[name].length > CHIPS;
+  const find = long ? node("input", { type: "search", placeholder: "find a value…", "aria-label": `Find a value of ${LABELS[name]}`, autocomplete: "off", spellcheck: "false" }) : null;
+  const facet = node("fieldset", { class: "facet", "data-facet": name }, node("legend", {}, LABELS[name]), find, node("div", { class: D.order[name].length > 40 ? "chips many" : "chips" }));
+  find?.addEventListener("input", () => { seek[name] = find.value.trim().toLowerCase(); drawChips(facet, name); });
+  return facet;
+}
+
+// Of many values the chosen ones and those with the most rows that match, in the axis' own order.
+function shownCodes(name) {
+  const { values } = D.columns[name], counts = counted[name], order = D.order[name];
+  if (order.length <= CHIPS) return [order, 0];
+  const chosen = (c) => Boolean(state.chosen[name] && state.chosen[name].has(String(values[c])));
+  const found = order.filter((c) => chosen(c) || !seek[name] || String(values[c]).toLowerCase().includes(seek[name]));
+  const first = new Set([...found].sort((a, b) => chosen(b) - chosen(a) || counts[b] - counts[a]).slice(0, CHIPS));
+  return [found.filter((c) => first.has(c)), found.length - first.size];
+}
+
+function drawChips(facet, name) {
+  const { values } = D.columns[name], [codes, left] = shownCodes(name);
+  $(".chips", facet).replaceChildren(...codes.map((c) => {
+    const label = String(values[c] === "" ? "none" : values[c]);
+    const on = Boolean(state.chosen[name] && state.chosen[name].has(String(values[c])));
+    const mark = name === "strategy" ? icon(c) : name === "backend" && state.by === "backend" ? dashIcon(c) : null;
+    return node("button", { type: "button", class: "chip", "data-chip": `${name}=${values[c]}`, "aria-pressed": String(on), disabled: !on && counted[name][c] === 0, onclick: () => toggle(name, String(values[c])) },
+      mark, breakable(name === "environment" ? environmentName(values[c]) : label), node("span", { class: "count" }, thousands(counted[name][c])));
+  }), ...(left ? [node("p", { class: "fine more" }, `and ${thousands(left)} more`)] : []));
 }
 
 function environmentName(id) {
@@ -60,7 +89,8 @@ function toggle(name, v) {
 }
 
 function fill(select, options, chosen) {
-  select.replaceChildren(...options.map(([v, label]) => node("option", { value: v }, label)));
+  const kept = options.filter(([v], i) => i < OPTIONS || v === chosen);
+  select.replaceChildren(...kept.map(([v, label]) => node("option", { value: v }, label)));
   select.value = chosen;
   select.closest("label").hidden = options.length < 2;
 }
@@ -76,7 +106,7 @@ function look(rows) {
   const shape = cells.find((c) => shapeId(c) === state.shape) || (condition ? condition.main : null);
   const longest = Object.keys(AXES).map((axis) => [axis, shape ? curve(cells, shape, axis).cells.length : 0]).sort((a, b) => b[1] - a[1])[0];
   const axis = state.axis || longest[0];
-  fill($("#condition"), conditions.slice(0, 500).map((c) => [names.get(c.id), names.get(c.id)]), condition ? names.get(condition.id) : "");
+  fill($("#condition"), conditions.map((c) => [names.get(c.id), names.get(c.id)]), condition ? names.get(condition.id) : "");
   fill($("#shape"), cells.map((c) => [shapeId(c), `${thousands(c.image)} × ${thousands(c.text)}`]), shape ? shapeId(shape) : "");
   $("#axis").value = axis;
   $("#by").value = state.by;
@@ -101,8 +131,13 @@ function drawAnswer(view) {
   box.replaceChildren(node("table", { class: "plain" }, node("thead", {}, node("tr", {}, ...["Condition", "Image × text", "Fastest", "Median", "Margin"].map((t) => node("th", { scope: "col", class: t === "Median" ? "right" : "" }, t)))), node("tbody", {}, ...lines)));
 }
 
+function withStatus(rows, wanted) {
+  const { codes, values } = D.columns.status, hit = values.map((v) => wanted.includes(v));
+  return Array.from(rows.filter((row) => hit[codes[row]]));
+}
+
 function drawFailures(rows) {
-  const failed = [...rows].filter((row) => FAILED.includes(value("status", row)));
+  const failed = withStatus(rows, FAILED);
   $("#failed").hidden = !failed.length;
   const kinds = [...groupBy(failed, (row) => `${code("status", row)}|${code("phase", row)}|${code("reason", row)}`).values()].sort((a, b) => b.length - a.length);
   $("#failed .body").replaceChildren(node("p", { class: "summary" }, `${plural(failed.length, "job")} failed in ${plural(kinds.length, "way")}; each command runs one of them again.`),
@@ -116,7 +151,7 @@ function drawFailures(rows) {
 }
 
 function drawSkips(rows) {
-  const skipped = [...rows].filter((row) => value("status", row) === "skipped");
+  const skipped = withStatus(rows, ["skipped"]);
   $("#skipped").hidden = !skipped.length;
   const reasons = [...groupBy(skipped, (row) => code("reason", row)).values()].sort((a, b) => b.length - a.length);
   const list = (groups) => node("table", { class: "plain" }, node("tbody", {}, ...groups.map((g) => node("tr", {}, node("td", { class: "right count" }, thousands(g.length)), node("td", {}, node("bdi", {}, value("reason", g[0]) || "no reason recorded"))))));
@@ -127,9 +162,9 @@ function drawSkips(rows) {
 function drawOnce() {
   const e = D.environments[0];
   const measured = D.ok.reduce((a, b) => a + b, 0);
-  const dates = D.columns.started_at.values.filter(Boolean).sort();
+  const begun = earliest("started_at");
   const machine = D.environments.length > 1 ? plural(D.environments.length, "environment") : e ? [e.machine, ...D.columns.hardware.values, `torch ${e.torch}`].filter(Boolean).join(" · ") : "unknown machine";
-  $("#facts").textContent = [machine, dates.length ? dates[0].slice(0, 10) : "", `${thousands(measured)} of ${plural(D.rows, "job")} measured`, D.superseded ? `${plural(D.superseded, "older record")} left out` : ""].filter(Boolean).join(" · ");
+  $("#facts").textContent = [machine, begun.slice(0, 10), `${thousands(measured)} of ${plural(D.rows, "job")} measured`, D.superseded ? `${plural(D.superseded, "older record")} left out` : ""].filter(Boolean).join(" · ");
   $("#machines .body").replaceChildren(...D.environments.map((each) => node("dl", { class: "facts-list" }, ...Object.entries(each).filter(([, v]) => v !== "" && v !== null && v !== false && v !== 0)
     .flatMap(([name, v]) => [node("dt", {}, name.replace(/_/g, " ")), node("dd", {}, node("bdi", {}, name === "memory_bytes" ? `${(v / 2 ** 30).toFixed(0)} GiB` : v === true ? "yes" : v))]))));
   $("#machines").hidden = !D.environments.length;
@@ -138,7 +173,15 @@ function drawOnce() {
   $("#damage .body").replaceChildren(node("ul", {}, ...D.problems.slice(0, 200).map((p) => node("li", {}, node("bdi", {}, p)))));
 }
 
-let drawing = Promise.resolve();
+// Of a column of times, or of texts where one of them was no time.
+function earliest(name) {
+  const { numbers, values } = D.columns[name];
+  if (!numbers) return values.filter(Boolean).sort()[0] ?? "";
+  const first = numbers.reduce((a, b) => (b < a ? b : a), Infinity);
+  return Number.isFinite(first) ? moment(first) : "";
+}
+
+let drawing = null; // charts follow one another, the first one plotly
 let current = null; // the view that is wanted; charts of an older one are not drawn to the end
 
 function update() {
@@ -158,6 +201,7 @@ function update() {
   drawSkips(rows);
   showTable(rows, state);
   $("#latency").hidden = !view.curves;
+  drawing ??= charting();
   const first = drawing.then(() => (view.curves ? drawLatency(view) : drawRanking(view)));
   drawing = first.then(() => drawCharts(view));
   return first;
@@ -180,7 +224,8 @@ function listen() {
   on("#axis", "change", (e) => { state.axis = e.target.value; update(); });
   on("#by", "change", (e) => { state.by = e.target.value; update(); });
   on("#reset", "click", () => { state.chosen = {}; state.find = ""; $("#find").value = ""; update(); });
-  on("#csv", "click", saveCsv);
+  on("#csv", "click", () => save(csvLines(), "fusionbench.csv", "text/csv"));
+  on("#json", "click", () => save(jsonLines(), "fusionbench.json", "application/json"));
   on("#detail [data-close]", "click", () => $("#detail").close());
   on("#theme", "click", () => {
     const dark = state.theme ? state.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
@@ -200,8 +245,7 @@ function listen() {
 }
 
 async function start() {
-  prepare(await unpack($("#data").textContent));
-  $("#data").remove();
+  prepare(await unpack("#data"));
   if (innerWidth < 1000) $("#filters").open = false;
   readFragment();
   $("#find").value = state.find;

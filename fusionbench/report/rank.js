@@ -12,9 +12,10 @@ function candidateName(row) {
 function rankCells(rows, by) {
   const cells = new Map();
   const median = D.columns.median_ms ? D.columns.median_ms.numbers : null;
+  let cell = null; // of the row before, and mostly of this one: the file keeps the rows of a cell together
   for (const row of rows) {
     const key = code("cell", row);
-    let cell = cells.get(key);
+    if (!cell || cell.key !== key) cell = cells.get(key);
     if (!cell) cells.set(key, (cell = { key, first: row, best: new Map(), failed: 0, total: 0 }));
     cell.total++;
     if (!isOk(row)) { if (value("status", row) !== "skipped") cell.failed++; continue; }

@@ -12,8 +12,8 @@ import pandas as pd
 
 from ..errors import printable
 from ..ledger import Ledger
-from ..record import Environment
-from . import claims, document
+from ..record import Environment, Roofline
+from . import claims, document, roofs
 from .document import LONGEST
 from .rank import latest
 
@@ -34,9 +34,19 @@ _CODED = (
 _MEASURED = (
     *("median_ms", "low_ms", "high_ms", "samples", "contention", "first_call_ms"),
     *("peak_mib", "cache_mib", "tflops", "flops", "bound_ms", "of_bound", "gb_per_s"),
+    *("params", "min_bytes", "launch_share"),
     *("rel_l2", "yardstick_rel_l2", "cosine", "max_abs", "grad_rel_l2", "grad_yardstick_rel_l2", "joules_per_call"),
 )
-_SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "claims.js", "page.js")
+_VIEWS = (
+    "latency.js",
+    "ranking.js",
+    "winners.js",
+    "crossover.js",
+    "pareto.js",
+    "roofline.js",
+    "errors.js",
+)  # in this order
+_SCRIPTS = ("data.js", "rank.js", "charts.js", "curves.js", "fits.js", *_VIEWS, "table.js", "claims.js", "page.js")
 
 
 def write(
@@ -46,6 +56,7 @@ def write(
     problems: Sequence[str] = (),
     *,
     ledgers: Sequence[Ledger] = (),
+    rooflines: Sequence[Roofline] = (),
     title: str = "fusionbench",
     command: str = "fusionbench run SUITE",
 ) -> Path:
@@ -59,6 +70,7 @@ def write(
         "columns": _columns(shown),
         "environments": [document.environment(e) for e in environments.values()],
         "ledgers": checked,
+        "rooflines": roofs.payload(rooflines, shown),
         "problems": [printable(p, LONGEST) for p in problems],
     }
     return document.write(path, "page.html", ("page.css",), _SCRIPTS, payload, title=title, claims=bool(checked))

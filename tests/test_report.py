@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from msgspec.structs import replace
 
 from fusionbench.errors import StoreError
-from fusionbench.record import Record
+from fusionbench.record import Record, Roofline
 from fusionbench.report import packing, page
 from fusionbench.report.frame import frame
 from tests.hostile import TEXTS, hostile_environments, hostile_records
@@ -164,6 +165,23 @@ def test_a_failed_job_shares_the_condition_of_its_neighbours(tmp_path: Path) -> 
     items = [r for r in records(1200) if r.job.case.dtype == "bf16"]
     assert {r.status for r in items} > {"ok"}
     assert set(payload(written(tmp_path, items))["columns"]["condition"]["codes"]) == {0}
+
+
+def test_only_ceilings_that_a_row_was_measured_under_are_carried(tmp_path: Path) -> None:
+    own = Roofline(
+        device="cpu", dtype="bf16", threads=1, environment="h100-a", flops_per_s=1e11,
+        bytes_per_s=((1 << 18, 9e10), (1 << 28, 2e10)), measured_at="2026-03-02T10:00:00Z",
+    )  # fmt: skip
+    others = [
+        replace(own, environment="<img src=x>"),
+        replace(own, threads=7),
+        replace(own, flops_per_s=float("inf")),  # no device's: the sound one stays
+    ]
+    items = [r for r in records(1200) if r.job.case.dtype == "bf16"]
+    items = [replace(r, job=replace(r.job, case=replace(r.job.case, device="cpu"))) for r in items]
+    carried = payload(written(tmp_path, items, rooflines=[own, *others]))["rooflines"]
+    assert [(c["environment"], c["threads"], c["flops_per_s"]) for c in carried] == [("h100-a", 1, 1e11)]
+    assert payload(written(tmp_path, items))["rooflines"] == []
 
 
 def test_an_older_record_of_the_same_job_is_left_out_and_counted(tmp_path: Path) -> None:

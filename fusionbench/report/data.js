@@ -176,8 +176,8 @@ function node(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Long names break after ":" and "_", not in the middle of a word.
-const breakable = (name) => node("bdi", {}, ...cut(String(name), 100).split(/(?<=[:_])/).flatMap((part) => [part, node("wbr")]));
+// Long names break after ":", "_" and before the backend, not in the middle of a word.
+const breakable = (name) => node("bdi", {}, ...cut(String(name), 100).split(/(?<=[:_]|·\u00a0)/).flatMap((part) => [part, node("wbr")]));
 
 const thousands = (n) => n.toLocaleString("en-US");
 const plural = (n, word) => `${thousands(n)} ${word}${n === 1 ? "" : "s"}`;

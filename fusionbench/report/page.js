@@ -1,6 +1,8 @@
 // Page: keeps the state in the URL fragment, and draws everything again when it changes.
 
-const state = { chosen: {}, condition: null, shape: null, by: "strategy", axis: null, find: "", sort: "", descending: false, theme: "" };
+// A select with data-key is a view's own choice: its key in the fragment, empty where the view decides itself.
+const SELECTS = [...document.querySelectorAll("select[data-key]")];
+const state = { chosen: {}, condition: null, shape: null, by: "strategy", choices: {}, find: "", sort: "", descending: false, theme: "" };
 
 function readFragment() {
   const wanted = new URLSearchParams(location.hash.slice(1));
@@ -13,7 +15,8 @@ function readFragment() {
   state.condition = wanted.get("condition");
   state.shape = wanted.get("shape");
   state.by = wanted.get("by") === "backend" ? "backend" : "strategy";
-  state.axis = ["text", "image", "total"].includes(wanted.get("x")) ? wanted.get("x") : null;
+  state.choices = {};
+  for (const { dataset: { key }, options } of SELECTS) if ([...options].some((o) => o.value === wanted.get(key))) state.choices[key] = wanted.get(key);
   state.find = wanted.get("find") || "";
   state.sort = COLUMNS.some((c) => c.name === wanted.get("sort")) ? wanted.get("sort") : "";
   state.descending = wanted.get("order") === "desc";
@@ -23,7 +26,7 @@ function readFragment() {
 function writeFragment() {
   const wanted = new URLSearchParams();
   for (const [name, values] of Object.entries(state.chosen)) for (const v of values) wanted.append(name, v);
-  for (const [name, v] of Object.entries({ condition: state.condition, shape: state.shape, x: state.axis, find: state.find, sort: state.sort, theme: state.theme })) if (v) wanted.set(name, v);
+  for (const [name, v] of Object.entries({ condition: state.condition, shape: state.shape, ...state.choices, find: state.find, sort: state.sort, theme: state.theme })) if (v) wanted.set(name, v);
   if (state.by !== "strategy") wanted.set("by", state.by);
   if (state.sort && state.descending) wanted.set("order", "desc");
   const text = wanted.toString();
@@ -104,26 +107,24 @@ function look(rows) {
   const condition = conditions.find((c) => names.get(c.id) === state.condition) || conditions[0];
   const cells = condition ? [...condition.cells].sort((a, b) => a.image - b.image || a.text - b.text) : [];
   const shape = cells.find((c) => shapeId(c) === state.shape) || (condition ? condition.main : null);
-  const longest = Object.keys(AXES).map((axis) => [axis, shape ? curve(cells, shape, axis).cells.length : 0]).sort((a, b) => b[1] - a[1])[0];
-  const axis = state.axis || longest[0];
   fill($("#condition"), conditions.map((c) => [names.get(c.id), names.get(c.id)]), condition ? names.get(condition.id) : "");
   fill($("#shape"), cells.map((c) => [shapeId(c), `${thousands(c.image)} × ${thousands(c.text)}`]), shape ? shapeId(shape) : "");
-  $("#axis").value = axis;
   $("#by").value = state.by;
-  return { rows, conditions, condition, cells, shape, axis, curves: longest[1] > 1, by: state.by };
+  const pick = (cell) => { state.shape = shapeId(cell); update(); };
+  return { rows, conditions, condition, cells, shape, choices: state.choices, pick, by: state.by };
 }
 
 function drawAnswer(view) {
-  const parts = view.shape ? verdict(view.shape) : ["No job matches these filters."];
-  $("#headline").replaceChildren(...parts.map((part) => (typeof part === "string" ? part : node("strong", {}, node("bdi", {}, part.b)))));
-  $("#subline").textContent = view.shape ? `At ${shapeName(view.shape.first)}, ${conditionName(view.shape.first)}.` : "";
+  const parts = view.shape ? headline(view.shape) : ["No job matches these filters."];
+  $("#headline").replaceChildren(...parts.map((part) => (typeof part === "string" ? part : part.b ? node("strong", {}, breakable(part.b)) : part.name ? breakable(part.name) : node("span", { class: "soft" }, node("bdi", {}, part.soft)))));
+  $("#subline").textContent = view.shape ? `${conditionName(view.shape.first)}.` : "";
   const others = [...groupBy(view.conditions.filter((c) => c.timed), (c) => `${value("dtype", c.first)}|${value("device", c.first)}|${value("mode", c.first)}`).values()].map((g) => g[0]);
   const box = $("#conditions");
   box.hidden = others.length < 2;
   if (box.hidden) return;
   const lines = others.slice(0, 8).map((c) => {
     const [winner, second] = c.main.ranked;
-    const margin = second === undefined ? "alone" : c.main.ties.length ? `≈ ${cut(candidateName(second), 50)}` : `${times(ratio(winner, second).value)} ahead of ${cut(candidateName(second), 50)}`;
+    const margin = second === undefined ? "alone" : c.main.ties.length ? `≈ ${cut(candidateName(second), 50)}` : `${times(ratio(winner, second).value)} faster than ${cut(candidateName(second), 50)}`;
     return node("tr", {}, node("th", { scope: "row" }, node("button", { type: "button", class: "link", onclick: () => { state.condition = conditionName(c.first); state.shape = null; update(); } }, mainCondition(c.first).join(" · ")), node("div", { class: "fine" }, otherConditions(c.first).join(" · "))),
       node("td", { class: "soft" }, `${thousands(c.main.image)} × ${thousands(c.main.text)}`),
       node("td", { class: "wrap" }, node("span", { class: "who" }, icon(code("strategy", winner)), breakable(candidateName(winner)))), node("td", { class: "right" }, duration(number("median_ms", winner))), node("td", { class: "soft wrap" }, breakable(margin)));
@@ -196,20 +197,28 @@ function update() {
   $("#shown").textContent = filtered ? `${thousands(rows.length)} of ${thousands(D.rows)} jobs` : plural(D.rows, "job");
   $("#reset").hidden = !filtered && !state.find;
   drawAnswer(view);
-  drawWinners(view, (cell) => { state.shape = shapeId(cell); update(); });
   drawFailures(rows);
   drawSkips(rows);
   showTable(rows, state);
-  $("#latency").hidden = !view.curves;
   drawing ??= charting();
-  const first = drawing.then(() => (view.curves ? drawLatency(view) : drawRanking(view)));
-  drawing = first.then(() => drawCharts(view));
+  const left = Object.entries(VIEWS);
+  const first = drawing.then(() => drawFirst(view, left));
+  drawing = first.then(() => drawRest(view, left));
   return first;
 }
 
+// Until one of them has something to show.
+async function drawFirst(view, left) {
+  for (let shown = false; left.length && !shown;) {
+    const [id, draw] = left.shift();
+    await draw(view);
+    shown = !$(`#${id}`).hidden;
+  }
+}
+
 // The browser paints and answers between two charts.
-async function drawCharts(view) {
-  for (const draw of [drawLatency, drawRanking, drawParts, drawMemory, drawError].slice(view.curves ? 1 : 0)) {
+async function drawRest(view, left) {
+  for (const [, draw] of left) {
     await new Promise((go) => setTimeout(go));
     if (view !== current) return;
     await draw(view);
@@ -221,7 +230,7 @@ function listen() {
   const on = (selector, event, act) => $(selector).addEventListener(event, act);
   on("#condition", "change", (e) => { state.condition = e.target.value; state.shape = null; update(); });
   on("#shape", "change", (e) => { state.shape = e.target.value; update(); });
-  on("#axis", "change", (e) => { state.axis = e.target.value; update(); });
+  for (const select of SELECTS) select.addEventListener("change", () => { state.choices[select.dataset.key] = select.value; update(); });
   on("#by", "change", (e) => { state.by = e.target.value; update(); });
   on("#reset", "click", () => { state.chosen = {}; state.find = ""; $("#find").value = ""; update(); });
   on("#csv", "click", () => save(csvLines(), "fusionbench.csv", "text/csv"));

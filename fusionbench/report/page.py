@@ -11,8 +11,8 @@ import pandas as pd
 
 from ..errors import printable
 from ..ledger import Ledger
-from ..record import PARTS, Environment
-from . import claims, document, packing
+from ..record import PARTS, Environment, Roofline
+from . import claims, document, packing, roofs
 from .packing import LONGEST, Column
 from .rank import latest
 
@@ -34,11 +34,19 @@ _MEASURED = (
     *("median_ms", "low_ms", "high_ms", "samples", "contention", "first_call_ms"),
     *("peak_mib", "cache_mib", "tflops", "flops", "bound_ms", "of_bound", "gb_per_s"),
     *(f"share_{part}" for part in (*PARTS, "gaps")),
+    *("params", "min_bytes", "launch_share"),
     *("rel_l2", "yardstick_rel_l2", "cosine", "max_abs", "grad_rel_l2", "grad_yardstick_rel_l2", "joules_per_call"),
 )
 # What is carried as a share of the median, or times it: its noise is the median's.
 _OF_MEDIAN = {"low_ms": 1, "high_ms": 1, "tflops": -1, "of_bound": -1, "gb_per_s": -1}
-_SCRIPTS = ("data.js", "rank.js", "charts.js", "parts.js", "table.js", "claims.js", "pictures.js", "page.js")
+# In the order in which they are drawn.
+_VIEWS = (
+    *("latency.js", "ranking.js", "parts.js", "winners.js", "crossover.js", "pareto.js", "roofline.js", "errors.js"),
+)
+_SCRIPTS = (
+    *("data.js", "rank.js", "charts.js", "curves.js", "fits.js", *_VIEWS, "table.js", "claims.js", "pictures.js"),
+    "page.js",
+)
 
 
 def write(
@@ -48,6 +56,7 @@ def write(
     problems: Sequence[str] = (),
     *,
     ledgers: Sequence[Ledger] = (),
+    rooflines: Sequence[Roofline] = (),
     title: str = "fusionbench",
     command: str = "fusionbench run SUITE",
 ) -> Path:
@@ -61,6 +70,7 @@ def write(
         "columns": _columns(shown),
         "environments": [document.environment(e) for e in environments.values()],
         "ledgers": checked,
+        "rooflines": roofs.payload(rooflines, shown),
         "problems": [printable(p, LONGEST) for p in problems],
     }
     return document.write(path, "page.html", ("page.css",), _SCRIPTS, payload, title=title, claims=bool(checked))

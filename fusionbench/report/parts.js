@@ -1,5 +1,7 @@
 // Where the time goes: one bar per candidate at the chosen shape, cut into what its ops or kernels were for.
 
+VIEWS.parts = drawParts;
+
 const PART_KINDS = [ // column, name, colour (Okabe & Ito), text on it
   ["share_attention", "attention", "#0072B2", "#ffffff"],
   ["share_projections", "projections", "#E69F00", "#1b1c1e"],

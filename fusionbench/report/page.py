@@ -13,9 +13,10 @@ import pandas as pd
 from ..errors import printable
 from ..ledger import Ledger
 from ..record import Environment
-from . import claims, document
+from . import claims, details, document, views
 from .document import LONGEST
 from .rank import latest
+from .views import Views
 
 # What must agree, besides the lengths, for two timings to be compared.
 _CONDITION = (
@@ -36,7 +37,20 @@ _MEASURED = (
     *("peak_mib", "cache_mib", "tflops", "flops", "bound_ms", "of_bound", "gb_per_s"),
     *("rel_l2", "yardstick_rel_l2", "cosine", "max_abs", "grad_rel_l2", "grad_yardstick_rel_l2", "joules_per_call"),
 )
-_SCRIPTS = ("data.js", "rank.js", "charts.js", "table.js", "claims.js", "page.js")
+_SCRIPTS = (
+    *(
+        "data.js",
+        "rank.js",
+        "charts.js",
+        "table.js",
+        "drawer.js",
+        "difference.js",
+        "systems.js",
+        "notices.js",
+        "machines.js",
+    ),
+    *("history_chart.js", "history_list.js", "trends.js", "claims.js", "page.js"),
+)
 
 
 def write(
@@ -46,10 +60,12 @@ def write(
     problems: Sequence[str] = (),
     *,
     ledgers: Sequence[Ledger] = (),
+    beside: Views | None = None,
     title: str = "fusionbench",
     command: str = "fusionbench run SUITE",
 ) -> Path:
-    """Write the page for ``frame`` to ``path``; ``command`` is what runs its suite again."""
+    """Write the page for ``frame`` to ``path``; ``command`` is what runs its suite again, ``beside`` is what more views
+    are drawn from."""
     shown, checked = latest(frame), claims.payload(ledgers)
     shown = _as_asked(shown)
     payload = {
@@ -60,8 +76,17 @@ def write(
         "environments": [document.environment(e) for e in environments.values()],
         "ledgers": checked,
         "problems": [printable(p, LONGEST) for p in problems],
+        **views.payload(beside or Views(), shown, environments),
     }
-    return document.write(path, "page.html", ("page.css",), _SCRIPTS, payload, title=title, claims=bool(checked))
+    return document.write(
+        path,
+        "page.html",
+        ("page.css", "history.css", "views.css"),
+        _SCRIPTS,
+        payload,
+        title=title,
+        claims=bool(checked),
+    )
 
 
 def _as_asked(shown: pd.DataFrame) -> pd.DataFrame:
@@ -73,8 +98,8 @@ def _as_asked(shown: pd.DataFrame) -> pd.DataFrame:
 
 def _columns(frame: pd.DataFrame) -> dict[str, Any]:
     """Texts and sizes as dictionary codes (-1: none), measurements as numbers with six digits (null: none)."""
-    columns: dict[str, Any] = {name: _coded(frame[name]) for name in _CODED}
-    for name in _MEASURED:
+    columns: dict[str, Any] = {name: _coded(frame[name]) for name in (*_CODED, *details.known(frame, details.CODED))}
+    for name in (*_MEASURED, *details.known(frame, details.MEASURED)):
         values = frame[name].to_numpy(np.float64, na_value=np.nan)
         if not np.isnan(values).all():
             columns[name] = {"numbers": document.rounded(values).tolist()}

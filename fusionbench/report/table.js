@@ -1,4 +1,4 @@
-// Table: sorts and filters every row, draws only those in sight, and saves what is left as CSV.
+// Table: sorts and filters every row, draws only those in sight, and saves what is left as CSV or JSON.
 
 const ROW_PX = 34;
 const COLUMNS = [
@@ -135,18 +135,6 @@ function moveRow(event) {
   drawRows();
 }
 
-function openDetail(row) {
-  const dialog = $("#detail");
-  const facts = Object.keys(D.columns).filter((name) => !["cell", "condition", "case"].includes(name)).map((name) => [name, value(name, row)]).filter(([, v]) => v !== null && v !== "");
-  $("#detail-title").textContent = candidateName(row);
-  $(".body", dialog).replaceChildren(
-    node("p", { class: "soft" }, `${shapeName(row)}, ${conditionName(row)}`),
-    node("p", {}, "Run this job again:"), node("code", { class: "command" }, command(row)),
-    node("dl", { class: "facts-list" }, ...facts.flatMap(([name, v]) => [node("dt", {}, name), node("dd", {}, node("bdi", {}, typeof v === "number" && !Number.isInteger(v) ? String(v) : v))])),
-  );
-  dialog.showModal();
-}
-
 // A spreadsheet runs a cell that begins with one of these.
 const csvCell = (v) => {
   if (v === null || v === undefined || (typeof v === "number" && Number.isNaN(v))) return "";
@@ -155,15 +143,24 @@ const csvCell = (v) => {
   return /[",\n\r]/.test(guarded) ? `"${guarded.replace(/"/g, '""')}"` : guarded;
 };
 
+const savedColumns = () => Object.keys(D.columns).filter((name) => !["cell", "condition", "case"].includes(name));
+
 function csvText() {
-  const names = Object.keys(D.columns).filter((name) => !["cell", "condition", "case"].includes(name));
+  const names = savedColumns();
   const lines = [["key", ...names].join(",")];
   for (const row of table.rows) lines.push([jobKey(row), ...names.map((name) => value(name, row))].map(csvCell).join(","));
   return lines.join("\r\n") + "\r\n";
 }
 
-function saveCsv() {
-  const link = node("a", { href: URL.createObjectURL(new Blob([csvText()], { type: "text/csv" })), download: "fusionbench.csv" });
+// One object per job of those that are listed, a line each; what was not measured is null.
+function jsonText() {
+  const names = savedColumns();
+  const lines = Array.from(table.rows, (row) => JSON.stringify(Object.fromEntries([["key", jobKey(row)], ...names.map((name) => [name, value(name, row)])])));
+  return `[\n${lines.join(",\n")}\n]\n`;
+}
+
+function save(name, type, text) {
+  const link = node("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
   document.body.append(link);
   link.click();
   link.remove();

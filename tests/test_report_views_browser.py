@@ -350,7 +350,7 @@ def hostile_systems() -> list[Any]:
     return found
 
 
-def test_hostile_text_stays_inert_in_every_view(started: Any, tmp_path: Path) -> None:
+def hostile_page(path: Path) -> Path:
     items = [*hostile_records(), *hostile_systems()]
     kernels = tuple(f"triton:{text}" for text in TEXTS)
     items[0] = msgspec.structs.replace(
@@ -369,8 +369,8 @@ def test_hostile_text_stays_inert_in_every_view(started: Any, tmp_path: Path) ->
         )
         for day in range(3)
     ]
-    path = viewing.write(
-        tmp_path / "hostile.html",
+    return viewing.write(
+        path,
         items,
         environments,
         comparison=viewing.hostile_comparison(),
@@ -379,7 +379,10 @@ def test_hostile_text_stays_inert_in_every_view(started: Any, tmp_path: Path) ->
         title=TEXTS[0],
         command=TEXTS[1],
     )
-    bad = Visit(started, path, "#by=backend")
+
+
+def test_hostile_text_stays_inert_in_every_view(started: Any, tmp_path: Path) -> None:
+    bad = Visit(started, hostile_page(tmp_path / "hostile.html"), "#by=backend")
     for section in ("#difference", "#trends", "#systems", "#notices", "#machines"):
         assert bad.page.is_visible(section), section
     for more in bad.page.locator("main .more:visible").all():

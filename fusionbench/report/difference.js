@@ -115,7 +115,7 @@ function drawDifference(rows) {
   $(".sides", card).replaceChildren(...[["Base", view.base], ["Head", view.head]].flatMap(([label, side]) => [node("dt", {}, label), node("dd", {}, node("bdi", {}, sideText(side)))]));
   const apart = $(".apart", card);
   apart.hidden = !view.differences.length;
-  apart.replaceChildren(node("strong", {}, "Times are not compared: "), node("bdi", {}, view.differences.join("; ")));
+  apart.replaceChildren(node("strong", {}, "Times are not compared: "), node("bdi", {}, view.differences.slice(0, 20).map((text) => cut(text, 160)).join("; ")));
   $(".kinds", card).replaceChildren(...Object.entries(KEPT).map(([name, [label, is]]) => node("button", { type: "button", class: "chip", "data-diff": name || "all", "aria-pressed": String(state.diff === name), onclick: () => { state.diff = name; forestShown = FOREST_PAGE; writeFragment(); drawDifference(rows); $(`[data-diff="${name || "all"}"]`, card).focus(); } }, label, node("span", { class: "count" }, thousands(among.filter(is).length)))));
   const kept = among.filter(chosen);
   drawForest(kept);

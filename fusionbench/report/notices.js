@@ -33,7 +33,7 @@ function drawNotices(rows) {
     ...found.slice(0, 60).map(({ kind, rows: members, example }) => node("details", { class: "failure warning", open: found.length <= 3 },
       node("summary", {}, node("span", { class: "badge" }, node("span", { class: "mark", "aria-hidden": "true" }, "⚠ "), node("bdi", {}, kind.title)), node("span", { class: "count" }, plural(members.length, "job"))),
       kind.cause ? node("p", {}, kind.cause) : null, kind.remedy ? node("p", {}, node("span", { class: "soft" }, "Remedy: "), kind.remedy, ".") : null,
-      node("p", { class: "fine" }, "For example ", node("button", { type: "button", class: "link", onclick: () => openDetail(members[0]) }, candidateName(members[0])), ": ", node("bdi", {}, `“${cut(example, 300)}”`)),
+      node("p", { class: "fine" }, "For example ", node("button", { type: "button", class: "link", onclick: () => openDetail(members[0]) }, breakable(candidateName(members[0]))), ": ", node("bdi", {}, `“${cut(example, 300)}”`)),
       node("code", { class: "command" }, command(members[0])))),
     found.length > 60 ? node("p", { class: "soft" }, `and ${found.length - 60} more kinds; find them in the table.`) : "");
 }

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..record import Timing
-from .columns import Counts
+from .columns import Counts, Floats
 from .timings import per_call
 
-MOST = 2_000_000  # values on a page
+MOST = 1_000_000  # values on a page: 1.5 MB where they vary by 2 %
 LEAST = 6  # of a job: fewer would say nothing of its distribution
 STEP = 0.0002  # of the natural logarithm: values are kept to 0.01 %, up to 700 times their job's median
 _FURTHEST = (1 << 15) - 1
 
 
-def payload(times: Sequence[Timing | None]) -> dict[str, Any]:
-    """The samples in ms per call of each row's timing, in the order in which they were taken; nothing where there are
+def payload(times: Sequence[Timing | None], medians_ns: Floats) -> dict[str, Any]:
+    """The samples in ns per call of each row's timing, in the order in which they were taken; nothing where there are
     too many jobs for the page to carry any of them.
 
     ``count`` values belong to each row, of ``rounds[round[row]]`` in each of its rounds. A value is
@@ -34,8 +34,8 @@ def payload(times: Sequence[Timing | None]) -> dict[str, Any]:
     if cap < min(LEAST, int(counts.max(initial=0))) or not len(flat):
         return {}
     kept = np.minimum(counts, cap)
-    codes = np.rint(np.log(np.maximum(flat[_places(counts, kept)], 1.0)) / STEP).astype(np.int64)
-    middle = _medians(codes, kept)
+    codes = _codes(flat[_places(counts, kept)])
+    middle = _codes(np.where(kept > 0, medians_ns, 1.0))
     apart = np.clip(codes - np.repeat(middle, kept), -_FURTHEST, _FURTHEST).astype(np.int16)
     zigzag = ((apart << 1) ^ (apart >> 15)).astype(np.uint16)
     shapes: dict[tuple[int, ...], int] = {}
@@ -49,6 +49,11 @@ def payload(times: Sequence[Timing | None]) -> dict[str, Any]:
         "round": [shapes.setdefault(size, len(shapes)) for size in sizes],
         "rounds": [list(size) for size in shapes],
     }
+
+
+def _codes(values: Floats) -> npt.NDArray[np.int64]:
+    found: npt.NDArray[np.int64] = np.rint(np.log(np.maximum(values, 1.0)) / STEP).astype(np.int64)
+    return found
 
 
 def _cap(counts: Counts) -> int:
@@ -75,12 +80,3 @@ def _rounds(sizes: tuple[int, ...], kept: int) -> tuple[int, ...]:
         found.append(upto - before)
         before = upto
     return tuple(found)
-
-
-def _medians(codes: npt.NDArray[np.int64], kept: Counts) -> npt.NDArray[np.int64]:
-    """The middle one of each job's codes; 0 where there are none."""
-    order = np.lexsort((codes, np.repeat(np.arange(len(kept)), kept)))
-    found = np.zeros(len(kept), dtype=np.int64)
-    some = kept > 0
-    found[some] = codes[order[(np.cumsum(kept) - kept + kept // 2)[some]]]
-    return found

@@ -34,7 +34,7 @@ def payload(views: Views, shown: pd.DataFrame, environments: Mapping[str, Enviro
     records = [views.records[place] for place in shown.index] if views.records else []
     rows = {key: row for row, key in enumerate(shown["key"])}
     return {
-        "samples": samples.payload([record.time for record in records]),
+        "samples": samples.payload([record.time for record in records], shown["median_ms"].to_numpy(float) * 1e6),
         "systems": systems.payload(records),
         "kernels": kernels.payload(views.inspection, records, environments),
         "difference": difference.payload(views.comparison, rows) if views.comparison else {},

@@ -6,11 +6,16 @@ Needs no torch, and each function imports only what it shows with: a bare GPU im
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from . import store
+from . import comparison, store, timeline
+from .delta import Comparison
 from .errors import FusionbenchError, StoreError, printable
+from .history import History
+from .inspection import Inspection
 from .ledger import FILE, Ledger
 from .ledger import load as load_ledger
 from .suite import parse, shipped
@@ -78,23 +83,49 @@ def ledgers(runs: Sequence[store.Run], given: Path | None) -> tuple[list[Ledger]
 
 
 def write_page(
-    runs: Sequence[store.Run], path: Path, claims: Sequence[Ledger] = (), problems: Sequence[str] = ()
+    runs: Sequence[store.Run],
+    path: Path,
+    claims: Sequence[Ledger] = (),
+    problems: Sequence[str] = (),
+    kernels: Inspection | None = None,
 ) -> Path:
-    """One page about all ``runs``, with what was checked of the claims and what could not be read of them."""
+    """One page about all ``runs``, with what was checked of the claims and what could not be read of them; the second
+    of two runs is compared with the first, and of three or more the history is told."""
     from .report import page
     from .report.frame import frame
+    from .report.views import Views
 
+    records = [record for each in runs for record in each.records]
     environments = {key: value for each in runs for key, value in each.environments.items()}
     rooflines = [roofline for each in runs for roofline in each.rooflines]
     return page.write(
         path,
-        frame([record for each in runs for record in each.records], environments, rooflines),
+        frame(records, environments, rooflines),
         environments,
         [*problems, *(problem for each in runs for problem in each.problems)],
         ledgers=claims,
         rooflines=rooflines,
+        beside=Views(records, _comparison(runs), _history(runs), kernels),
         title=", ".join(each.manifest.id if each.manifest else each.path.name for each in runs),
         command=_command(runs[0]),
+    )
+
+
+def _comparison(runs: Sequence[store.Run]) -> Comparison | None:
+    if len(runs) != 2:
+        return None
+    base, head = runs
+    return comparison.of(base, head, (str(base.path), str(head.path)))
+
+
+def _history(runs: Sequence[store.Run]) -> History | None:
+    """Of the jobs that more than one of the runs has; none of fewer than three runs."""
+    if len(runs) < 3:
+        return None
+    met = Counter(key for run in runs for key in {record.job.key for record in run.records})
+    again = {key for key, count in met.items() if count > 1}
+    return timeline.build(
+        replace(run, records=[record for record in run.records if record.job.key in again]) for run in runs
     )
 
 

@@ -166,21 +166,21 @@ def shrunk(case: Case, by: int) -> Case:
 
 def departures(case: Case) -> tuple[str, ...]:
     """In what a case of a preset is not as the preset says, lengths and layers aside, as ``projector=identity``."""
-    own = _own(case.preset, case.shrink)
-    if own is None:
+    whole = own(case.preset, case.shrink)
+    if whole is None:
         return ()
     sizes = ("image_width", "text_width", "width", "heads", "ffn", "hidden")
-    shape, asked = own.shape, case.shape
+    shape, asked = whole.shape, case.shape
     named = [n for n in sizes if getattr(asked, n) != getattr(shape, n) and not (case.match and n == "hidden")]
     changed = [f"{name}={getattr(asked, name)}" for name in named]
     changed += [
-        f"{n}={getattr(case, n)}" for n in ("projector", "type_embedding") if getattr(case, n) != getattr(own, n)
+        f"{n}={getattr(case, n)}" for n in ("projector", "type_embedding") if getattr(case, n) != getattr(whole, n)
     ]
-    return (*changed, *(["design changed"] if case.design != own.design else []))
+    return (*changed, *(["design changed"] if case.design != whole.design else []))
 
 
 @functools.cache
-def _own(label: str, by: int) -> Case | None:
+def own(label: str, by: int) -> Case | None:
     """The case of a preset's part as the table has it; None for a name that this table has not."""
     try:
         ((_, part),) = parts([label])

@@ -50,10 +50,16 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="Also write its charts as SVG and PNG (extra 'static', and a Chromium)."),
     ] = None,
+    kernels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="What `inspect --json` wrote: the kernels' registers, spills, shared memory."
+        ),
+    ] = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Write one offline HTML page with everything a run found."""
-    from .. import present
+    """Write one offline HTML page with everything a run found; of two runs also what changed, of more the history."""
+    from .. import inspection, present
 
     if static:
         from ..report import static as pictures
@@ -63,7 +69,8 @@ def report(
         found = [present.read(path, results) for path in runs] if runs else [present.read(None, results)]
         path = output or (found[0].path / "report.html" if found[0].path.is_dir() else Path("report.html"))
         checked, problems = present.ledgers(found, claims)
-        typer.echo(str(present.write_page(found, path, checked, problems)))
+        profiles = inspection.load(kernels) if kernels else None
+        typer.echo(str(present.write_page(found, path, checked, problems, profiles)))
         for picture in pictures.write(path, static) if static else ():
             typer.echo(str(picture))
     if problems:

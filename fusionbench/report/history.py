@@ -19,23 +19,30 @@ from ..record import Environment
 from . import document
 from .packing import LONGEST
 
-_SCRIPTS = ("data.js", "charts.js", "history_chart.js", "history.js")
+_SCRIPTS = ("data.js", "charts.js", "history_chart.js", "history_list.js", "history.js")
 _DIGITS = 5  # of a time on the page: an interval of 0.1 % is still seen
 
 
 def write(path: Path, history: History, *, title: str = "history") -> Path:
     """Write the page for ``history`` to ``path``."""
-    payload = {
+    found = {
         "columns": {},  # what data.js unpacks of other pages
-        "runs": [_clean(msgspec.to_builtins(run)) for run in history.runs],
         "environments": [_facts(each) for each in history.environments.values()],
-        "series": [_series(each) for each in history.series],
+        "trends": payload(history, history.series),
         "problems": [printable(each, LONGEST) for each in history.problems],
+    }
+    return document.write(path, "history.html", ("page.css", "history.css"), _SCRIPTS, found, title=title)
+
+
+def payload(history: History, series: Sequence[Series]) -> dict[str, Any]:
+    """The runs and some of the series, with what history_list.js tells of them."""
+    return {
+        "runs": [_clean(msgspec.to_builtins(run)) for run in history.runs],
+        "series": [_series(each) for each in series],
         "note": history.note,
         "side": MIN_SIDE,
         "tolerance": f"{TOLERANCE:.0%}".replace("%", " %"),
     }
-    return document.write(path, "history.html", ("page.css", "history.css"), _SCRIPTS, payload, title=title)
 
 
 def _facts(found: Environment) -> dict[str, Any]:

@@ -15,7 +15,7 @@ function timeTicks(s) {
 }
 
 function pointHover(s, i) {
-  const run = D.runs[s.run[i]];
+  const run = D.trends.runs[s.run[i]];
   const lines = [`<b>${duration(s.ns[0][i], 4)}</b> [${duration(s.ns[1][i], 4)} – ${duration(s.ns[2][i], 4)}]`];
   if (s.even.length && s.even[0][i] !== null) lines.push(`at an even pace ${duration(s.even[0][i], 4)}`);
   lines.push(`commit ${plain(s.commit[i] || "unknown")} · ${minute(s.at[i])}`);

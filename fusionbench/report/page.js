@@ -2,7 +2,8 @@
 
 // A select with data-key is a view's own choice: its key in the fragment, empty where the view decides itself.
 const SELECTS = [...document.querySelectorAll("select[data-key]")];
-const state = { chosen: {}, condition: null, shape: null, by: "strategy", choices: {}, find: "", sort: "", descending: false, theme: "" };
+const state = { chosen: {}, condition: null, shape: null, by: "strategy", choices: {}, find: "", sort: "", descending: false, theme: "",
+  diff: "", system: "", sortSystems: "", lengths: false, open: new Set() };
 
 function readFragment() {
   const wanted = new URLSearchParams(location.hash.slice(1));
@@ -21,12 +22,18 @@ function readFragment() {
   state.sort = COLUMNS.some((c) => c.name === wanted.get("sort")) ? wanted.get("sort") : "";
   state.descending = wanted.get("order") === "desc";
   state.theme = ["light", "dark"].includes(wanted.get("theme")) ? wanted.get("theme") : "";
+  for (const name of ["diff", "system", "sortSystems"]) state[name] = wanted.get(name) || "";
+  state.lengths = wanted.has("lengths");
+  state.open = new Set(wanted.getAll("trend"));
 }
 
 function writeFragment() {
   const wanted = new URLSearchParams();
   for (const [name, values] of Object.entries(state.chosen)) for (const v of values) wanted.append(name, v);
   for (const [name, v] of Object.entries({ condition: state.condition, shape: state.shape, ...state.choices, find: state.find, sort: state.sort, theme: state.theme })) if (v) wanted.set(name, v);
+  for (const name of ["diff", "system", "sortSystems"]) if (state[name] && state[name] !== "median_ms") wanted.set(name, state[name]);
+  if (state.lengths) wanted.set("lengths", "all");
+  for (const id of [...state.open].slice(0, 20)) wanted.append("trend", id);
   if (state.by !== "strategy") wanted.set("by", state.by);
   if (state.sort && state.descending) wanted.set("order", "desc");
   const text = wanted.toString();
@@ -166,9 +173,7 @@ function drawOnce() {
   const begun = earliest("started_at");
   const machine = D.environments.length > 1 ? plural(D.environments.length, "environment") : e ? [e.machine, ...D.columns.hardware.values, `torch ${e.torch}`].filter(Boolean).join(" · ") : "unknown machine";
   $("#facts").textContent = [machine, begun.slice(0, 10), `${thousands(measured)} of ${plural(D.rows, "job")} measured`, D.superseded ? `${plural(D.superseded, "older record")} left out` : ""].filter(Boolean).join(" · ");
-  $("#machines .body").replaceChildren(...D.environments.map((each) => node("dl", { class: "facts-list" }, ...Object.entries(each).filter(([, v]) => v !== "" && v !== null && v !== false && v !== 0)
-    .flatMap(([name, v]) => [node("dt", {}, name.replace(/_/g, " ")), node("dd", {}, node("bdi", {}, name === "memory_bytes" ? `${(v / 2 ** 30).toFixed(0)} GiB` : v === true ? "yes" : v))]))));
-  $("#machines").hidden = !D.environments.length;
+  drawMachines();
   if (D.ledgers.length) drawClaims();
   $("#damage").hidden = !D.problems.length;
   $("#damage .body").replaceChildren(node("ul", {}, ...D.problems.slice(0, 200).map((p) => node("li", {}, node("bdi", {}, p)))));
@@ -199,6 +204,10 @@ function update() {
   drawAnswer(view);
   drawFailures(rows);
   drawSkips(rows);
+  drawDifference(rows);
+  drawTrends(rows);
+  drawSystems(rows, state.by);
+  drawNotices(rows);
   showTable(rows, state);
   drawing ??= charting();
   const left = Object.entries(VIEWS);

@@ -12,9 +12,10 @@ import pandas as pd
 from ..errors import printable
 from ..ledger import Ledger
 from ..record import PARTS, Environment, Roofline
-from . import claims, document, packing, roofs
+from . import claims, details, document, packing, roofs, views
 from .packing import LONGEST, Column
 from .rank import latest
+from .views import Views
 
 # What must agree, besides the lengths, for two timings to be compared.
 _CONDITION = (
@@ -43,9 +44,13 @@ _OF_MEDIAN = {"low_ms": 1, "high_ms": 1, "tflops": -1, "of_bound": -1, "gb_per_s
 _VIEWS = (
     *("latency.js", "ranking.js", "parts.js", "winners.js", "crossover.js", "pareto.js", "roofline.js", "errors.js"),
 )
+_BESIDE = (
+    *("drawer.js", "difference.js", "systems.js", "notices.js", "machines.js"),
+    *("history_chart.js", "history_list.js", "trends.js"),
+)
 _SCRIPTS = (
-    *("data.js", "rank.js", "charts.js", "curves.js", "fits.js", *_VIEWS, "table.js", "claims.js", "pictures.js"),
-    "page.js",
+    *("data.js", "rank.js", "charts.js", "curves.js", "fits.js", *_VIEWS, "table.js", *_BESIDE, "claims.js"),
+    *("pictures.js", "page.js"),
 )
 
 
@@ -57,10 +62,12 @@ def write(
     *,
     ledgers: Sequence[Ledger] = (),
     rooflines: Sequence[Roofline] = (),
+    beside: Views | None = None,
     title: str = "fusionbench",
     command: str = "fusionbench run SUITE",
 ) -> Path:
-    """Write the page for ``frame`` to ``path``; ``command`` is what runs its suite again."""
+    """Write the page for ``frame`` to ``path``; ``command`` is what runs its suite again, ``beside`` is what more views
+    are drawn from."""
     shown, checked = latest(frame), claims.payload(ledgers)
     shown = _by_cell(_as_asked(shown))
     payload = {
@@ -72,8 +79,17 @@ def write(
         "ledgers": checked,
         "rooflines": roofs.payload(rooflines, shown),
         "problems": [printable(p, LONGEST) for p in problems],
+        **views.payload(beside or Views(), shown, environments),
     }
-    return document.write(path, "page.html", ("page.css",), _SCRIPTS, payload, title=title, claims=bool(checked))
+    return document.write(
+        path,
+        "page.html",
+        ("page.css", "history.css", "views.css"),
+        _SCRIPTS,
+        payload,
+        title=title,
+        claims=bool(checked),
+    )
 
 
 def _as_asked(shown: pd.DataFrame) -> pd.DataFrame:
@@ -85,11 +101,11 @@ def _as_asked(shown: pd.DataFrame) -> pd.DataFrame:
 
 def _columns(frame: pd.DataFrame) -> dict[str, Column]:
     """What the page reads of each row, by column; a measurement that no row has is left out."""
-    columns = {name: packing.texts(frame[name]) for name in _CODED}
+    columns = {name: packing.texts(frame[name]) for name in (*_CODED, *details.known(frame, details.CODED))}
     columns["started_at"] = packing.moments(frame["started_at"])
     columns |= {name: packing.codes(frame[name].to_numpy()) for name in ("condition", "cell")}
     median = _floats(frame, "median_ms")
-    for name in _MEASURED:
+    for name in (*_MEASURED, *details.known(frame, details.MEASURED)):
         values, power = _floats(frame, name), _OF_MEDIAN.get(name)
         if np.isnan(values).all():
             continue

@@ -10,7 +10,7 @@ import pandas as pd
 from ..errors import printable
 from ..record import Roofline
 from ..roofline import Probe, sound
-from .document import LONGEST
+from .packing import LONGEST
 
 
 def payload(rooflines: Iterable[Roofline], shown: pd.DataFrame) -> list[dict[str, Any]]:

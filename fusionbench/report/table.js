@@ -148,18 +148,6 @@ function moveRow(event) {
   drawRows();
 }
 
-function openDetail(row) {
-  const dialog = $("#detail");
-  const facts = carried().map((name) => [name, value(name, row)]).filter(([, v]) => v !== null && v !== "");
-  $("#detail-title").textContent = candidateName(row);
-  $(".body", dialog).replaceChildren(
-    node("p", { class: "soft" }, `${shapeName(row)}, ${conditionName(row)}`),
-    node("p", {}, "Run this job again:"), node("code", { class: "command" }, command(row)),
-    node("dl", { class: "facts-list" }, ...facts.flatMap(([name, v]) => [node("dt", {}, name), node("dd", {}, node("bdi", {}, typeof v === "number" && !Number.isInteger(v) ? String(v) : v))])),
-  );
-  dialog.showModal();
-}
-
 // A spreadsheet runs a cell that begins with one of these.
 const csvCell = (v) => {
   if (v === null || v === undefined || (typeof v === "number" && Number.isNaN(v))) return "";

@@ -26,7 +26,7 @@ def timing(columns: dict[str, Any], records: Sequence[Record]) -> None:
         columns[name] = integer([getattr(t, name) if t else None for t in times])
     columns["samples"] = integer([len(t.samples_ns) if t else None for t in times])
     columns["rounds"] = integer([len(t.round_sizes) if t else None for t in times])
-    flat, counts = _per_call(times)
+    flat, counts = per_call(times)
     found = _quantiles(flat, counts, [t.rounds if t else () for t in times])
     columns.update({name: values / 1e6 for name, values in found.items()})
     columns["contention"] = _contention(times)
@@ -36,7 +36,7 @@ def timing(columns: dict[str, Any], records: Sequence[Record]) -> None:
     _timers(columns, records)
 
 
-def _per_call(times: Sequence[Timing | None]) -> tuple[Floats, Counts]:
+def per_call(times: Sequence[Timing | None]) -> tuple[Floats, Counts]:
     """The samples of all timings one after another, in ns per call, and how many each has."""
     counts = np.array([len(t.samples_ns) if t else 0 for t in times], dtype=np.int64)
     flat = _flat([t.samples_ns if t else () for t in times], counts)
@@ -101,7 +101,7 @@ def _timers(columns: dict[str, Any], records: Sequence[Record]) -> None:
     found = {kind: np.full(len(records), np.nan) for kind in TIMED_AS.values()}
     rows = [(row, t) for row, r in enumerate(records) for t in (r.time, *r.timers) if t and (t.timer, t.cache) in found]
     medians = np.empty(len(rows))
-    for each, ordered in _sorted_runs(*_per_call([t for _, t in rows])):
+    for each, ordered in _sorted_runs(*per_call([t for _, t in rows])):
         medians[each] = _middle(ordered) / 1e6
     for (row, timing), value in zip(rows, medians, strict=True):
         found[timing.timer, timing.cache][row] = value

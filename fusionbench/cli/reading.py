@@ -20,6 +20,10 @@ def show(
     parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Parquet.")] = None,
     groups: Annotated[int, typer.Option(min=1, help="How many shapes and conditions to print.")] = 12,
     rows: Annotated[int, typer.Option(min=1, help="How many candidates to print for each of them.")] = 12,
+    reference: Annotated[
+        str,
+        typer.Option(metavar="STRATEGY[/BACKEND]", help="Hold all others against this one, by its fastest backend."),
+    ] = "",
 ) -> None:
     """Print a run as tables, or export it as CSV, JSON or Parquet."""
     from .. import present
@@ -30,7 +34,7 @@ def show(
             for path in present.write_tables(found, csv, json, parquet):
                 typer.echo(str(path))
         else:
-            present.print_tables(found, groups=groups, rows=rows)
+            present.print_tables(found, groups=groups, rows=rows, reference=reference)
     leave_if_damaged(found)
 
 

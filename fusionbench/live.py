@@ -77,8 +77,8 @@ def _columns(leaders: Sequence[Leader], facts: Sequence[tuple[str, ...]], same: 
 def _facts(case: Case) -> tuple[str, ...]:
     """A case in words, one for each thing in which cases may differ, what is told apart by first in front."""
     s = case.shape
-    front = (f"{s.image}x{s.text}", case.dtype, case.device, case.mode, f"b{s.batch}")
-    front += (f"pad {case.padding:g}" if case.padding else "", case.match)
+    padding = f"pad {case.padding:g}" if case.padding else ""
+    front = (f"{s.image}x{s.text}", case.dtype, case.device, case.mode, f"b{s.batch}", padding, case.match)
     if case.preset:  # systems are held against each other, each at its own sizes
         return (*front, f"systems at 1/{case.shrink}" if case.shrink > 1 else "systems", *[""] * 7)
     ffn = f"ffn {s.hidden}" if s.hidden and not case.match else f"ffn {s.ffn}x" if s.ffn != 4 else ""

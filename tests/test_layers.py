@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 
 # The layers of DESIGN.md, lowest first; a package stands for all of its modules.
 LAYERS = (
-    ("errors", "exits", "outlet", "stopping", "spec", "stats", "cost", "collector", "device_loss"),
+    ("errors", "exits", "outlet", "stopping", "spec", "stats", "cost", "collector", "device_loss", "places"),
     ("record", "delta", "turns", "presets", "suite", "disk", "generation", "nvml", "revisions"),
     (
         *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),

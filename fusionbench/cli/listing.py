@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .. import exits
+from . import names
 from .options import AsJson, Limit, Only, Plugin, Scale, SuiteArgument, builtins, narrowing, print_json
 
 
@@ -19,6 +20,9 @@ def list_(
     """List strategies, backends, suites or the presets of real systems."""
     listings = {"strategies": _strategies, "backends": _backends, "suites": _suites, "presets": _presets}
     rows = listings[what](plugin or [])
+    if not plugin:  # a plugin's are there only where it is named
+        known = {what: [row["name"] for row in rows]} if what in ("strategies", "backends") else {}
+        names.refresh(**known)
     if as_json:
         print_json(rows)
         return

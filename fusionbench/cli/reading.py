@@ -9,6 +9,7 @@ import typer
 
 from .. import exits
 from ..collector import paused
+from . import completing
 from .options import DEFAULT_RESULTS, Results, RunArgument, leave_if_damaged
 
 
@@ -22,7 +23,11 @@ def show(
     rows: Annotated[int, typer.Option(min=1, help="How many candidates to print for each of them.")] = 12,
     reference: Annotated[
         str,
-        typer.Option(metavar="STRATEGY[/BACKEND]", help="Hold all others against this one, by its fastest backend."),
+        typer.Option(
+            metavar="STRATEGY[/BACKEND]",
+            help="Hold all others against this one; a strategy by its fastest backend.",
+            autocompletion=completing.candidates,
+        ),
     ] = "",
 ) -> None:
     """Print a run as tables, or export it as CSV, JSON or Parquet."""
@@ -40,7 +45,10 @@ def show(
 
 def report(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; without any, the newest.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]...", help="Run folders; without any, the newest.", autocompletion=completing.runs
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page to write.")] = None,
     claims: Annotated[

@@ -12,7 +12,6 @@ from .. import exits
 from . import names
 from .options import AsJson, Limit, Only, Plugin, Scale, SuiteArgument, builtins, narrowing, print_json
 
-
 BESIDE = 40  # columns that a summary needs to stand behind its name
 
 

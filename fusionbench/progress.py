@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Self
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
@@ -102,17 +102,24 @@ def outline_box(outline: Outline) -> Panel:
     return Panel(grid, title=Text(printable(outline.title)), title_align="left", expand=False)
 
 
-def plan_listing(title: str, jobs: Sequence[Job], skips: Sequence[Skip], head: int) -> Text:
-    """The first ``head`` jobs by key, then the reasons of the skips with an example each."""
-    lines = [f"{printable(title)}: {len(jobs)} jobs, {len(skips)} skipped", ""]
-    lines += [job.key for job in jobs[:head]]
+def plan_listing(title: str, jobs: Sequence[Job], skips: Sequence[Skip], head: int) -> Group:
+    """The first ``head`` jobs by key, then the reasons of the skips with an example each.
+
+    Keys may be wider than the terminal, so that they can be copied: print with ``crop=False``.
+    """
+    parts = [Text(f"{printable(title)}: {len(jobs)} jobs, {len(skips)} skipped"), Text()]
+    parts += [_keys([job.key for job in jobs[:head]])] if jobs else []
     if len(jobs) > head:
-        lines.append(f"... {len(jobs) - head} more (--head 0 prints all)")
+        parts.append(Text(f"... {len(jobs) - head} more (--head 0 prints all)"))
     reasons = Counter(skip.reason for skip in skips)
     example = {skip.reason: skip.job.key for skip in reversed(skips)}
     for reason, count in reasons.most_common():
-        lines += ["", f"{count} skipped: {printable(reason)}", f"    {example[reason]}"]
-    return Text("\n".join(lines))
+        parts += [Text(), Text(f"{count} skipped: {printable(reason)}"), _keys([f"    {example[reason]}"])]
+    return Group(*parts)
+
+
+def _keys(keys: Sequence[str]) -> Text:
+    return Text("\n".join(keys), no_wrap=True, overflow="ignore")
 
 
 def duration(seconds: float) -> str:

@@ -132,6 +132,6 @@ def plan(
     from ..progress import plan_listing
     from ..terminal import console
 
-    console().print(plan_listing(chosen.title, jobs, skips, head or len(jobs)), soft_wrap=True)
+    console().print(plan_listing(chosen.title, jobs, skips, head or len(jobs)), crop=False)
     if not jobs:
         raise typer.Exit(exits.NOTHING)

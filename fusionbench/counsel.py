@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from .advice import Advice, Candidate
 from .calibration import LEVEL, Estimate
 from .errors import counted, printable
+from .fitting import Column, fitted
 from .summary.folding import paragraph
 
 BEHIND = 8  # of those not advised, unless all are asked for
 NEAREST = 3
-WIDE, MIDDLE = 100, 72  # columns from which a table has its last columns
 
 
 def show(found: Advice, *, width: int, settle: str, everything: bool = False) -> Group:
     """The advice, at most ``width`` columns wide but for the command ``settle``: print with ``crop=False``."""
     parts: list[RenderableType] = [*paragraph(question(found), width, "")]
-    parts += [*paragraph(answer(found), width, "bold"), Text(), _table(found.advised, width)]
+    parts += [*paragraph(answer(found), width, "bold"), Text(), *_table(found.advised, width)]
     rest = [each for each in found.candidates if each.place != "advised"]
     if rest:
         parts += [Text(), *paragraph(f"not advised, {len(rest)}", width, "bold")]
@@ -71,29 +70,21 @@ def answer(found: Advice) -> str:
     return f"take {first.name}, {told} at {time}: {by}"
 
 
-def _table(candidates: Sequence[Candidate], width: int) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("advised", overflow="fold")
-    for name in ("latency", f"{LEVEL:.0%} interval"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if width >= MIDDLE:
-        for name in ("memory", "error"):
-            table.add_column(name, justify="right", no_wrap=True)
-    if width >= WIDE:
-        table.add_column("bound by", no_wrap=True)
-        table.add_column("from", no_wrap=True)
-    for each in candidates:
-        cells: list[Text | str] = [
-            Text(("= " if each.tie else "  ") + each.name),
-            _time(each.latency),
-            _range(each.latency),
-        ]
-        if width >= MIDDLE:
-            cells += [_memory(each.memory, width), _error(each.error, width)]
-        if width >= WIDE:
-            cells += [_bound(each), "measured" if each.measured else counted(each.latency.own, "job")]
-        table.add_row(*cells)
-    return table
+def _table(candidates: Sequence[Candidate], width: int) -> list[Text]:
+    columns: list[Column] = [
+        ("advised", False, [Text(("= " if each.tie else "  ") + each.name) for each in candidates]),
+        ("latency", True, [Text(_time(each.latency)) for each in candidates]),
+        (f"{LEVEL:.0%} interval", True, [Text(_range(each.latency)) for each in candidates]),
+        ("memory", True, [Text(_memory(each.memory, width)) for each in candidates]),
+        ("error", True, [Text(_error(each.error, width)) for each in candidates]),
+        ("bound by", False, [Text(_bound(each)) for each in candidates]),
+        (
+            "from",
+            False,
+            [Text("measured" if each.measured else counted(each.latency.own, "job")) for each in candidates],
+        ),
+    ]
+    return fitted(columns, width, keep=2)  # whole names rather than the last columns
 
 
 def _bound(each: Candidate) -> str:

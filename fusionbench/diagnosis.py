@@ -15,6 +15,7 @@ from .errors import printable
 STYLES = {"ok": "green", "warn": "bold yellow", "fail": "bold red"}
 STATUS, NAME = 6, 13  # columns
 NARROWEST = 30  # for the text of a check, however narrow the terminal
+BELOW = 60  # columns of a terminal under which the text stands below the name
 
 
 def tell(checks: Iterable[Check], out: Console) -> list[Check]:
@@ -31,11 +32,14 @@ def tell(checks: Iterable[Check], out: Console) -> list[Check]:
 
 def block(check: Check, width: int) -> Text:
     """One check, at most ``width`` columns wide but for its command, which can be copied whole."""
-    indent = 2 + STATUS + NAME
+    indent = 4 if width < BELOW else 2 + STATUS + NAME
     text = Text("  ").append(check.status.ljust(STATUS), STYLES[check.status]).append(check.name.ljust(NAME))
-    first, *more = _lines(check.found, width - indent)
-    text.append(first)
-    for line in more:
+    lines = _lines(check.found, width - indent)
+    if width < BELOW:
+        text.rstrip()
+    else:
+        text.append(lines.pop(0))
+    for line in lines:
         text.append(f"\n{' ' * indent}{line}")
     for line in _lines(check.remedy, width - indent) if check.remedy else []:
         text.append(f"\n{' ' * indent}{line}", style="dim" if check.status == "ok" else "yellow")

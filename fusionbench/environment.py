@@ -29,6 +29,8 @@ ARM_FLAGS = ("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2")
 FLAGS = {"avx2", "avx512f", *ARM_FLAGS, *(flag for flags in NATIVE.values() for flag in flags)}
 
 # CUDA compute capability from which a dtype has instructions of its own.
+UNCLEAR = "compare it with fp32 before you trust it"
+ELSEWHERE = "its time says nothing about hardware with it, measure there"
 CAPABILITY: dict[str, tuple[int, int]] = {"bf16": (8, 0), "tf32": (8, 0), "int8": (6, 1), "fp16": (5, 3)}
 
 MACHINE = "FUSIONBENCH_MACHINE"  # a name for this machine where the host's says nothing, as in a container
@@ -89,15 +91,15 @@ def native(dtype: Dtype, device: str, environment: Environment) -> str | None:
     if device.startswith("cuda"):
         return _note_on_gpu(dtype, environment)
     if dtype == "tf32":
-        return "tf32 is a format of GPUs; on this CPU it is plain fp32"
+        return "tf32 is a format of GPUs, and on this CPU plain fp32; ask for fp32 here"
     wanted = NATIVE.get(dtype)
     if wanted is None or set(wanted) & set(environment.cpu_flags):
         return None
     if not environment.cpu_flags:
-        return f"whether {dtype} is native on this CPU is unclear: its flags could not be read"
+        return f"whether {dtype} is native on this CPU is unclear: its flags could not be read; {UNCLEAR}"
     arm = not set(ARM_FLAGS).isdisjoint(environment.cpu_flags)
     missing = " or ".join(flag for flag in wanted if (flag in ARM_FLAGS) == arm)
-    return f"{dtype} is emulated on this CPU (no {missing}); its time says nothing about hardware with it"
+    return f"{dtype} is emulated on this CPU (no {missing}); {ELSEWHERE}"
 
 
 def _note_on_gpu(dtype: Dtype, environment: Environment) -> str | None:
@@ -107,13 +109,10 @@ def _note_on_gpu(dtype: Dtype, environment: Environment) -> str | None:
     try:
         major, minor = map(int, environment.capability.split("."))
     except ValueError:
-        return f"whether {dtype} is native on this GPU is unclear: its compute capability could not be read"
+        return f"whether {dtype} is native on this GPU is unclear: its capability could not be read; {UNCLEAR}"
     if (major, minor) >= wanted:
         return None
-    return (
-        f"{dtype} is emulated on this GPU (capability {major}.{minor}, needs {wanted[0]}.{wanted[1]}); "
-        "its time says nothing about hardware with it"
-    )
+    return f"{dtype} is emulated on this GPU (capability {major}.{minor}, needs {wanted[0]}.{wanted[1]}); {ELSEWHERE}"
 
 
 def _facts(environment: Environment) -> dict[str, str]:

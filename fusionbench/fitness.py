@@ -34,11 +34,10 @@ def absent(devices: Iterable[str]) -> str | None:
     if not any(device.startswith("cuda") for device in devices):
         return None
     reason = nvml.absent()
-    return (
-        None
-        if reason is None
-        else f"NVML says nothing ({reason.lower()}): clocks, other processes and energy are unknown"
-    )
+    if reason is None:
+        return None
+    unknown = "clocks, other processes and energy are unknown (see: fusionbench doctor)"
+    return f"NVML says nothing ({reason.lower()}): {unknown}"
 
 
 def _warnings(device: str) -> list[str]:
@@ -51,12 +50,13 @@ def _warnings(device: str) -> list[str]:
 
 def _busy(gpu: nvml.Gpu) -> list[str]:
     others = foreign(gpu, os.getpid(), holding=0)
-    return [crowded(others, gpu.name) + "; wait for them, or choose another device"] if others else []
+    return [crowded(others, gpu.name)] if others else []
 
 
 def crowded(others: int, name: str) -> str:
     """In words: how many other processes were on the GPU ``name``."""
-    return f"{others} other {'process uses' if others == 1 else 'processes use'} {name}, and timings share it with them"
+    who = "process uses" if others == 1 else "processes use"
+    return f"{others} other {who} {name}, and timings share it with them; wait for them, or choose another device"
 
 
 def _throttling(gpu: nvml.Gpu) -> list[str]:

@@ -257,7 +257,8 @@ def _random(first: Call, second: Call) -> str | None:
 
 def _difference(first: Call, second: Call) -> str | None:
     worst = max(_apart(first, second), default=0.0)
-    return f"two calls on the same inputs differ by {worst:.2g} (relative L2)" if worst else None
+    told = f"two calls on the same inputs differ by {worst:.2g} (relative L2), as sums in another order do"
+    return f"{told}; where results must repeat, choose another backend" if worst else None
 
 
 def _apart(first: Call, second: Call) -> list[float]:

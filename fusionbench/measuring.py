@@ -194,7 +194,7 @@ def _weighed(
     costs = closed_form(job, impl, counted)
     # int8 products are padded to the sizes that the hardware takes, and counted so.
     differs = counted is not None and counted != costs.flops and job.case.dtype != "int8"
-    note = f"FlopCounterMode counts {counted} FLOPs, the closed form says {costs.flops}"
+    note = f"FlopCounterMode counts {counted} FLOPs, the closed form says {costs.flops}; mend the strategy's cost"
     return msgspec.structs.replace(
         timed,
         timers=timers,
@@ -224,7 +224,8 @@ def _other_timers(sampling: Sampling, budget: Budget, phases: Phases) -> tuple[t
                 raise
             for leaf in sampling.subject.leaves:  # what broke off in a backward pass has left gradients to add to
                 leaf.grad = None
-            notes.append(f"no timer '{timer}': {(str(error).splitlines() or [type(error).__name__])[0][:200]}")
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            notes.append(f"no timer '{timer}': {reason}; the others stand (--timer says which are tried)")
     return tuple(found), tuple(notes)
 
 

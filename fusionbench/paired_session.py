@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 from . import device_lock, fitness, judge, pairing
 from .delta import GATES, Delta, Gate, Judgement, Ruling
@@ -17,7 +17,7 @@ from .engines import local
 from .engines.local import Cancelled
 from .errors import FusionbenchError, StoppedError, counted
 from .pairing import Outcome, Request
-from .progress import brief, duration
+from .progress import NARROW, brief, duration
 from .spec import Job
 from .stopping import Stop
 from .terminal import note
@@ -44,11 +44,9 @@ class Display:
         self.total = self.jobs * self.rounds
         if self.console.is_terminal and not self.quiet:
             columns = TextColumn("{task.fields[stage]}"), BarColumn(bar_width=24), TextColumn("{task.percentage:.0f} %")
-            more = (
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
-                TextColumn("{task.description}", markup=False),
-            )
+            more: tuple[ProgressColumn, ...] = (TextColumn("{task.fields[left]}"),)
+            if self.console.width >= NARROW:
+                more = (TimeElapsedColumn(), *more, TextColumn("{task.description}", markup=False))
             self.bar = Progress(*columns, *more, console=self.console, refresh_per_second=2, transient=True)
             self.bar.add_task("starting both revisions", total=self.total, stage=self.stage, left="")
             self.bar.start()

@@ -41,16 +41,17 @@ def read(run: Path | None, results: Path) -> store.Run:
     return found
 
 
-def print_tables(run: store.Run, *, groups: int = 12, rows: int = 12) -> None:
-    """The fastest per shape, failures, skips, environments and damage."""
+def print_tables(run: store.Run, *, groups: int = 12, rows: int = 12, reference: str = "") -> None:
+    """The fastest per shape, the winners, failures, skips, environments and damage."""
     from .export.tables import frame_of
     from .report import table
     from .terminal import console
 
     out = console()
     shown = table.show(
-        frame_of(run), run.environments, run.problems, width=out.width, command=_command(run), groups=groups, rows=rows
-    )
+        frame_of(run), run.environments, run.problems, width=out.width, command=_command(run), groups=groups, rows=rows,
+        reference=reference,
+    )  # fmt: skip
     out.print(shown, crop=False)
 
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .errors import SuiteError, UnknownNameError, printable, refuse_unknown
-from .spec import PLAIN, Case, Count, Design, Name, Natural, Projector, Shape, Size
+from .spec import PLAIN, Case, Count, Design, Job, Name, Natural, Projector, Shape, Size
 
 Extent = Literal["layer", "stack"]
 EXTENTS: tuple[str, ...] = get_args(Extent)
@@ -162,6 +162,15 @@ def shrunk(case: Case, by: int) -> Case:
         text_heads=_heads(shape.text_width, s.text_width // d.text_heads) if d.text_heads else 0,
     )
     return msgspec.structs.replace(case, shape=shape, design=design, shrink=case.shrink * by)
+
+
+def candidate(job: Job) -> str:
+    """What is compared with others: a strategy, of which system, how many layers of it, and what was done to it."""
+    case, strategy = job.case, job.strategy
+    if not case.preset:
+        return f"{strategy} {case.treatment}".strip()
+    layers = f"x{case.shape.depth}" if case.shape.depth > 1 else ""
+    return " ".join(filter(None, (case.preset, strategy, layers, case.treatment, *departures(case))))
 
 
 def departures(case: Case) -> tuple[str, ...]:

@@ -41,7 +41,10 @@ def suspension(time: Timing) -> str | None:
     longest, middle = max(time.samples_ns), median(time.samples_ns)
     if longest <= max(SUSPENDED_NS, SUSPENDED_TIMES * middle):
         return None
-    return f"a sample took {longest / 1e9:.1f} s where the median is {middle / 1e6:.3g} ms: was the process suspended?"
+    took = (
+        f"a sample took {longest / 1e9:.1f} s where the median is {middle / 1e6:.3g} ms, as if the process was stopped"
+    )
+    return f"{took}; the median bears one of them, with more of them measure again"
 
 
 def disturbed(records: Iterable[Record]) -> str | None:

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from .disk import opened, reason, write_atomically
 from .errors import printable
+from .places import cache_folder
 from .record import Positive, Record, Roofline, Timing
 from .spec import Device, Dtype, Job
 from .stats import median
@@ -72,16 +73,8 @@ def needed(jobs: Iterable[Job], threads: int, environment: str) -> tuple[Probe, 
 
 
 def cache_path() -> Path:
-    """In the folder that FUSIONBENCH_CACHE names, else in the user's cache. Raises OSError where there is no home."""
-    named, shared = os.environ.get("FUSIONBENCH_CACHE"), Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if named:
-        return Path(named) / FILE
-    if shared.is_absolute():  # others are to be ignored, says the XDG base directory specification
-        return shared / "fusionbench" / FILE
-    try:
-        return Path("~/.cache").expanduser() / "fusionbench" / FILE
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
+    """The file in the cache (places.py). Raises OSError where there is no home."""
+    return cache_folder() / FILE
 
 
 def load(path: Path | None = None, note: Note = lambda text: None) -> dict[Probe, Roofline]:

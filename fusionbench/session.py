@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from rich.console import Console
@@ -16,7 +16,7 @@ from .engines import local
 from .errors import FusionbenchError, printable
 from .meters import energy
 from .progress import Display, Outline, outline_box
-from .record import FAILED, Environment, Record
+from .record import FAILED, Environment, Record, latest
 from .remarks import disturbed
 from .runner import Outcome
 from .spec import TIMERS, Budget
@@ -53,8 +53,17 @@ def measure(prepared: launch.Launch, out: Console, *, quiet: bool, strict: bool 
         for line in [*told, _no_timers(prepared.budget, outline), *_no_energy(prepared, outline)]:
             if line:
                 note(out, line)
-        with Display(out, outline, quiet) as display:
+        with Display(out, outline, quiet, _earlier(prepared, outline)) as display:
             return launch.execute(prepared, local.run, display, local.probe, lambda line: note(out, line))
+
+
+def _earlier(prepared: launch.Launch, outline: Outline) -> Iterator[Record]:
+    """What an earlier attempt has measured of this run's jobs; read when it is asked for."""
+    if outline.done or outline.begun:
+        with paused():
+            records = store.read(prepared.folder).records
+        valid = prepared.finished | prepared.begun.keys()
+        yield from (record for record in latest(records).values() if record.identity in valid)
 
 
 def _no_timers(budget: Budget, outline: Outline) -> str | None:

@@ -92,7 +92,11 @@ class Kept:
     def notes(self) -> tuple[str, ...]:
         """What else the job changed, and that it is put back."""
         now = _read(HOUSEHOLD)
-        return tuple(f"changed {name}; it is put back" for name in now if now[name] != self.household[name])
+        return tuple(
+            f"changed {name}; it is put back, the strategy should leave it alone"
+            for name in now
+            if now[name] != self.household[name]
+        )
 
 
 @contextlib.contextmanager

@@ -305,6 +305,12 @@ def _offered(sweep: Sweep, axis: str) -> set[str]:
     return {_text(value) for value in sweep.values(axis)}
 
 
+def offered(suite: Suite) -> dict[str, list[str]]:
+    """The values of each axis by which ``--only`` may narrow the suite."""
+    found = {axis: {text for sweep in suite.sweeps for text in _offered(sweep, axis)} for axis in AXES}
+    return {axis: sorted(values, key=lambda text: (len(text), text)) for axis, values in found.items() if values}
+
+
 def _cut(sweep: Sweep, only: Mapping[str, Sequence[str]]) -> Sweep | None:
     """The sweep with only those values, or None where an axis has none of them."""
     changed: dict[str, tuple[Any, ...]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from rich.cells import cell_len
+from rich.console import Console
 
 from fusionbench import advising, counsel, store
 from fusionbench.advice import Advice, Limits, advise
@@ -301,3 +304,14 @@ def test_measuring_settles_it(
     assert any(each["measured"] for each in found.values())
     assert len(store.runs(Path("results/runs"))) == 2
     assert sys.argv[1] == "advise"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 140])
+def test_a_candidate_is_one_line_and_loses_columns_rather_than_its_name(width: int) -> None:
+    found = told()
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(counsel.show(found, width=width, settle=""), crop=False)
+    lines = out.getvalue().splitlines()
+    assert [line for line in lines if cell_len(line) > width] == []
+    for each in found.advised:
+        assert sum(each.name in line[: len(each.name) + 2] for line in lines) == 1

@@ -67,7 +67,8 @@ def test_a_throttled_block_that_is_kept_is_flagged_with_its_reasons(gpu: FakeGpu
     assert found.sm_mhz == (1600, 1600, 1600)
     (note,) = notes(found, "cuda:0")
     assert note == (
-        "'cuda:0' throttled (hw_thermal_slowdown, sw_power_cap) while samples were taken, and no better ones came"
+        "'cuda:0' throttled (hw_thermal_slowdown, sw_power_cap) while samples were taken, and no better ones came; "
+        "let it cool down, or lock lower clocks (nvidia-smi -lgc)"
     )
 
 
@@ -148,7 +149,9 @@ def test_others_are_counted_at_most_at_once_and_not_at_every_look(
     found = monitor.state()
     assert found is not None
     assert found.foreign == 1
-    assert notes(found, "cuda:0") == ("1 other process uses 'cuda:0', and timings share it with them",)
+    assert notes(found, "cuda:0") == (
+        "1 other process uses 'cuda:0', and timings share it with them; wait for them, or choose another device",
+    )
 
 
 # Who else is there
@@ -223,7 +226,10 @@ def test_a_lost_gpu_is_a_warning_and_not_the_end(gpu: FakeGpu) -> None:
 def test_absent_nvml_is_one_note_where_a_gpu_is_planned(no_nvml: None) -> None:
     assert fitness.warnings(["cuda:0", "cuda:1"]) == []
     note = fitness.absent(["cpu", "cuda:0", "cuda:1"])
-    assert note == "NVML says nothing (nvml shared library not found): clocks, other processes and energy are unknown"
+    assert (
+        note
+        == "NVML says nothing (nvml shared library not found): clocks, other processes and energy are unknown (see: fusionbench doctor)"
+    )
     assert fitness.absent(["cpu"]) is None
 
 

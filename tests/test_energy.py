@@ -158,8 +158,12 @@ def test_without_a_counter_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, tm
     assert energy.unavailable(CUDA) == "energy: 'cuda:0' has no counter of its own (a MIG slice, or older than Volta)"
     install(monkeypatch, None, broken={"nvmlInit": LIBRARY_NOT_FOUND})
     assert energy.measure(lambda: None, CUDA, 1) is None
-    assert energy.unavailable(CUDA) == "energy: NVML says nothing (nvml shared library not found)"
-    assert energy.unavailable(CPU, tmp_path) == f"energy: no RAPL counter that may be read in {tmp_path}"
+    assert (
+        energy.unavailable(CUDA) == "energy: NVML says nothing (nvml shared library not found); see: fusionbench doctor"
+    )
+    assert energy.unavailable(CPU, tmp_path) == (
+        f"energy: no RAPL counter that may be read in {tmp_path}; root can make energy_uj there readable, if there is one"
+    )
 
 
 def test_a_lost_gpu_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,8 @@ def test_native_dtypes_have_no_note(here: Environment) -> None:
 
 def test_emulated_dtypes_are_told_with_what_is_missing(here: Environment) -> None:
     assert native("bf16", "cpu", on_cpu(here, "avx2")) == (
-        "bf16 is emulated on this CPU (no avx512_bf16 or amx_bf16); its time says nothing about hardware with it"
+        "bf16 is emulated on this CPU (no avx512_bf16 or amx_bf16); its time says nothing about hardware with it, "
+        "measure there"
     )
     assert "(no asimdhp)" in (native("fp16", "cpu", on_cpu(here, "asimd")) or "")
     assert "(no avx512_vnni or avx_vnni or amx_int8)" in (native("int8", "cpu", on_cpu(here, "avx2")) or "")

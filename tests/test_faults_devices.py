@@ -247,7 +247,12 @@ def test_remarks_are_made_of_all_rounds_and_replace_those_of_fewer() -> None:
 def test_a_sample_in_which_the_process_stood_still_is_noted(samples: tuple[int, ...], told: bool) -> None:
     record = Record(job=job(), status="ok", time=replace(timing(3), samples_ns=samples))
     assert remarked(record).notes == (
-        ("a sample took 3.0 s where the median is 0.2 ms: was the process suspended?",) if told else ()
+        (
+            "a sample took 3.0 s where the median is 0.2 ms, as if the process was stopped; "
+            "the median bears one of them, with more of them measure again",
+        )
+        if told
+        else ()
     )
 
 

@@ -13,15 +13,15 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 
 # The layers of DESIGN.md, lowest first; a package stands for all of its modules.
 LAYERS = (
-    ("errors", "exits", "outlet", "stopping", "spec", "stats", "cost", "collector", "device_loss"),
+    ("errors", "exits", "outlet", "stopping", "spec", "stats", "cost", "collector", "device_loss", "places"),
     ("record", "delta", "turns", "presets", "suite", "disk", "generation", "nvml", "revisions"),
     (
         *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
-        *("fitness", "device_lock", "roofline", "paired", "facts"),
+        *("fitness", "device_lock", "roofline", "paired", "facts", "standings"),
     ),
     ("baseline", "comparison", "judge", "inspection", "notices"),
     ("change_points", "history"),
-    ("timeline", "wording"),
+    ("timeline", "wording", "fitting", "live"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
     ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
@@ -89,6 +89,7 @@ SAME_ROOM = {
     ("summary", "trend"),
     ("summary", "counsel"),
     ("progress", "findings"),
+    ("fitting", "live"),
     ("session", "checking"),
     ("session", "advising"),
     ("advising", "cli"),

@@ -103,3 +103,14 @@ def test_timers_that_a_cpu_has_not_are_told() -> None:
     asked = replace(planned.budget, timers=("graph", "cold"))
     assert "(graph, cold) are for CUDA" in str(_no_timers(asked, planned))
     assert _no_timers(planned.budget, planned) is None
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 140])
+def test_the_bar_is_one_line_in_any_terminal(width: int) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, height=5)  # too low for the best so far
+    planned = outline({"eager": 500})
+    with Display(console, planned) as display:
+        shown(display, [("eager", 0, False)] * 5)
+        assert display.bar is not None
+        line = console.render_lines(display.bar.get_renderable())
+    assert len(line) == 1

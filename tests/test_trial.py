@@ -171,7 +171,8 @@ def test_what_disturbed_the_gpu_is_said_beside_the_verdict() -> None:
     assert delta.verdict == "same"
     assert delta.reason == (
         "'cpu' throttled (hw_slowdown, sw_power_cap) in 2 of 7 rounds; "
-        "2 other processes use 'cpu', and timings share it with them"
+        "2 other processes use 'cpu', and timings share it with them; "
+        "wait for them, or choose another device"
     )
 
 

@@ -179,6 +179,10 @@ def test_a_timer_that_breaks_off_leaves_no_gradients_for_the_next_call_to_add_to
     sampling = measuring.Sampling(visit, subject, torch.device("cpu"), Monitor("cpu"), measuring.Interrupt(), None)
     budget = Budget(timers=("cold", "graph"))
     assert measuring._other_timers(sampling, budget, measuring.Phases()) == (
-        (), ("no timer 'graph': operation not permitted when stream is capturing",),
-    )  # fmt: skip
+        (),
+        (
+            "no timer 'graph': operation not permitted when stream is capturing; "
+            "the others stand (--timer says which are tried)",
+        ),
+    )
     assert all(leaf.grad is None for leaf in subject.leaves)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -11,8 +12,9 @@ import typer
 from .. import __version__, exits
 from ..errors import FusionbenchError, printable
 from ..outlet import open_streams
-from . import advising, comparing, examining, exporting, listing, reading, running, summarizing, tracking
+from . import advising, comparing, completing, examining, exporting, listing, reading, running, summarizing, tracking
 
+NAME = "fusionbench"  # also under `python -m`: the shell completes a command of this name
 EPILOG = (
     "Exit codes: 0 fine, 1 regression (check), 2 usage or suite error, 3 some jobs failed or were wrong, 4 the machine "
     "is unfit (--strict), 5 nothing to measure, show or compare, 6 results damaged or not stored, 130 interrupted "
@@ -71,9 +73,11 @@ app.add_typer(comparing.baseline, name="baseline")
 def main() -> None:
     """Entry point: errors that are meant for the user are one line and an exit code."""
     open_streams()
+    if os.environ.get(completing.INSTRUCTION, "").startswith("complete_"):
+        sys.exit(completing.answer(lambda: app(prog_name=NAME)))
     try:
         try:
-            app()
+            app(prog_name=NAME)
         finally:
             sys.stdout.flush()  # a full disk is told here, or by Python with a traceback
     except FusionbenchError as error:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import exits
+from . import completing
 from .options import DEFAULT_RESULTS, AsJson, Plugin, Quiet, builtins, print_json
 
 _MOST = 2**31 - 1
@@ -30,14 +31,28 @@ def advise(
         int | None, typer.Option(min=1, max=_MOST, help="Width of the text's features; the inner one if not given.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The sizes of this system (see: list presets).")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The sizes of this system (see: list presets).",
+            autocompletion=completing.of("presets"),
+        ),
     ] = None,
     strategy: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only among these strategies; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only among these strategies; may be repeated.",
+            autocompletion=completing.of("strategies"),
+        ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, tf32, fp16, bf16 or int8.")] = "fp32",
+    dtype: Annotated[
+        str, typer.Option(help="fp32, tf32, fp16, bf16 or int8.", autocompletion=completing.of("dtypes"))
+    ] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    mode: Annotated[str, typer.Option(help="fwd, fwd_bwd, step, decode, …")] = "fwd",
+    mode: Annotated[
+        str, typer.Option(help="fwd, fwd_bwd, step, decode, …", autocompletion=completing.of("modes"))
+    ] = "fwd",
     budget_ms: Annotated[float | None, typer.Option(min=0, help="A call may take so long.")] = None,
     budget_mib: Annotated[float | None, typer.Option(min=0, help="A call may need so much beyond its inputs.")] = None,
     max_error: Annotated[float | None, typer.Option(min=0, help="The result may be so far off (relative L2).")] = None,

@@ -11,6 +11,7 @@ import typer
 from .. import exits
 from ..collector import paused
 from ..errors import DamagedError, FusionbenchError, NothingError, StoreError, counted, printable, refuse_unknown
+from . import completing
 from .options import DEFAULT_RESULTS, Plugin, Quiet, Results, RunArgument, Strict, narrowing
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ baseline = typer.Typer(
 
 
 def compare(
-    base: Annotated[Path, typer.Argument(help=SIDE)],
-    head: Annotated[Path, typer.Argument(help=SIDE)],
+    base: Annotated[Path, typer.Argument(help=SIDE, autocompletion=completing.runs)],
+    head: Annotated[Path, typer.Argument(help=SIDE, autocompletion=completing.runs)],
     json: JsonFile = None,
     markdown: MarkdownFile = None,
     everything: Everything = False,
@@ -74,7 +75,11 @@ def compare(
 def check(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="The run to judge; without it the baseline's suite is measured now."),
+        typer.Argument(
+            metavar="[RUN]",
+            help="The run to judge; without it the baseline's suite is measured now.",
+            autocompletion=completing.runs,
+        ),
     ] = None,
     baselines: Annotated[
         list[Path] | None,
@@ -91,6 +96,7 @@ def check(
             metavar="NAME",
             help="deterministic: FLOPs, memory, launches, kernels; timing: times, on the baseline's machine. "
             "Repeatable; without it both.",
+            autocompletion=completing.of("gates"),
         ),
     ] = None,
     paired: Annotated[
@@ -119,12 +125,16 @@ def check(
         typer.Option(
             metavar="FILE",
             help="The baseline's suite, where no shipped one has its name; with --paired what to measure (else smoke).",
+            autocompletion=completing.suites,
         ),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", metavar="AXIS=VALUE,...", help="With --paired: only these values of an axis; may be repeated."
+            "--only",
+            metavar="AXIS=VALUE,...",
+            help="With --paired: only these values of an axis; may be repeated.",
+            autocompletion=completing.only,
         ),
     ] = None,
     scale: Annotated[

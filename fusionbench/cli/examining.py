@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import exits
+from . import completing
 from .options import (
     DEFAULT_RESULTS,
     AsJson,
@@ -24,7 +25,12 @@ from .options import (
 
 def claims(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Claims to check (C1 to C28); without any, all.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[ID]...",
+            help="Claims to check (C1 to C28); without any, all.",
+            autocompletion=completing.of("claims"),
+        ),
     ] = None,
     as_json: AsJson = False,
     output: Annotated[

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from .. import exits
+from . import names
 from .options import AsJson, Limit, Only, Plugin, Scale, SuiteArgument, builtins, narrowing, print_json
+
+BESIDE = 40  # columns that a summary needs to stand behind its name
 
 
 def list_(
@@ -19,12 +23,31 @@ def list_(
     """List strategies, backends, suites or the presets of real systems."""
     listings = {"strategies": _strategies, "backends": _backends, "suites": _suites, "presets": _presets}
     rows = listings[what](plugin or [])
+    if not plugin:  # a plugin's are there only where it is named
+        known = {what: [row["name"] for row in rows]} if what in ("strategies", "backends") else {}
+        names.refresh(**known)
     if as_json:
         print_json(rows)
         return
     width = max(len(str(row["name"])) for row in rows)
+    if sys.stdout.isatty():
+        _print_folded(rows, width)
+        return
     for row in rows:
         typer.echo(f"{row['name']:<{width}}  {row['summary']}")
+
+
+def _print_folded(rows: list[dict[str, Any]], names: int) -> None:
+    """Summaries behind the names, and in a narrow terminal below them."""
+    from ..summary.folding import hanging, paragraph
+    from ..terminal import console
+
+    out = console()
+    for row in rows:
+        name, summary = str(row["name"]), str(row["summary"])
+        beside = out.width >= names + BESIDE
+        lines = hanging(name, summary, out.width, "", names + 2) if beside else paragraph(summary, out.width, indent=2)
+        out.print(*([] if beside else [name]), *lines, sep="\n")
 
 
 def _strategies(plugins: list[Path]) -> list[dict[str, Any]]:
@@ -109,6 +132,6 @@ def plan(
     from ..progress import plan_listing
     from ..terminal import console
 
-    console().print(plan_listing(chosen.title, jobs, skips, head or len(jobs)), soft_wrap=True)
+    console().print(plan_listing(chosen.title, jobs, skips, head or len(jobs)), crop=False)
     if not jobs:
         raise typer.Exit(exits.NOTHING)

@@ -9,14 +9,25 @@ import typer
 
 from .. import exits
 from ..errors import FusionbenchError, printable, refuse_unknown
+from . import completing
 
 if TYPE_CHECKING:
     from ..store import Run
 
-SuiteArgument = Annotated[str, typer.Argument(help="A suite file, or the name of a shipped suite (see: list suites).")]
+SuiteArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A suite file, or the name of a shipped suite (see: list suites).", autocompletion=completing.suites
+    ),
+]
 Only = Annotated[
     list[str] | None,
-    typer.Option("--only", metavar="AXIS=VALUE,...", help="Keep only these values of an axis; may be repeated."),
+    typer.Option(
+        "--only",
+        metavar="AXIS=VALUE,...",
+        help="Keep only these values of an axis; may be repeated.",
+        autocompletion=completing.only,
+    ),
 ]
 Scale = Annotated[
     str | None, typer.Option("--scale", metavar="1/N", help="Shrink presets to this share, so that they run anywhere.")
@@ -30,7 +41,9 @@ Results = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where r
 RunArgument = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[RUN]", help="A run folder, a shard (.jsonl) or a sealed run (.parquet); without it the newest."
+        metavar="[RUN]",
+        help="A run folder, a shard (.jsonl) or a sealed run (.parquet); without it the newest.",
+        autocompletion=completing.runs,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -48,6 +61,7 @@ TimerNames = Annotated[
         help="What times a call on CUDA; may be repeated, the first one ranks. cold: events around it on an idle GPU "
         "with its L2 cache flushed; hot: without the flush; graph: events around the replay of its CUDA graph, "
         "flushed; kernel: the sum of its kernels; host: until it returns.",
+        autocompletion=completing.of("timers"),
     ),
 ]
 

@@ -12,6 +12,7 @@ import typer
 from .. import exits
 from ..collector import paused
 from ..errors import printable
+from . import completing
 from .options import DEFAULT_RESULTS, Results, RunArgument, leave_if_damaged
 
 
@@ -23,6 +24,14 @@ def show(
     parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Parquet.")] = None,
     groups: Annotated[int, typer.Option(min=1, help="How many shapes and conditions to print.")] = 12,
     rows: Annotated[int, typer.Option(min=1, help="How many candidates to print for each of them.")] = 12,
+    reference: Annotated[
+        str,
+        typer.Option(
+            metavar="STRATEGY[/BACKEND]",
+            help="Hold all others against this one; a strategy by its fastest backend.",
+            autocompletion=completing.candidates,
+        ),
+    ] = "",
 ) -> None:
     """Print a run as tables, or export it as CSV, JSON or Parquet."""
     from .. import present
@@ -33,13 +42,16 @@ def show(
             for path in present.write_tables(found, csv, json, parquet):
                 typer.echo(str(path))
         else:
-            present.print_tables(found, groups=groups, rows=rows)
+            present.print_tables(found, groups=groups, rows=rows, reference=reference)
     leave_if_damaged(found)
 
 
 def report(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; without any, the newest.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]...", help="Run folders; without any, the newest.", autocompletion=completing.runs
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page to write.")] = None,
     claims: Annotated[

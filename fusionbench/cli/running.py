@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from . import completing
 from .options import (
     DEFAULT_RESULTS,
     Limit,
@@ -88,7 +89,7 @@ def run(
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(help="The run folder to go on with.")],
+    run: Annotated[Path, typer.Argument(help="The run folder to go on with.", autocompletion=completing.runs)],
     plugin: Plugin = None,
     retry_failed: RetryFailed = False,
     allow_env_change: Annotated[

@@ -152,7 +152,9 @@ def kernel_times(events: Iterable[FunctionEvent], calls: int) -> list[float]:
             "the profiler saw no kernels; CUPTI may need rights here (NVreg_RestrictProfilingToAdminUsers=0)"
         )
     if len(ranges) != calls or not all(sums):
-        raise TimerError(f"the profiler saw kernels of {sum(map(bool, sums))} calls of {calls}; it lost some")
+        raise TimerError(
+            f"the profiler saw kernels of {sum(map(bool, sums))} calls of {calls}; it lost some, so measure again"
+        )
     return sums
 
 

@@ -116,6 +116,7 @@ def notes(state: DeviceState | None, device: str) -> tuple[str, ...]:
     if state is None:
         return ()
     kept = f"'{device}' throttled ({', '.join(state.throttle)}) while samples were taken, and no better ones came"
+    kept += "; let it cool down, or lock lower clocks (nvidia-smi -lgc)"
     crowd = crowded(state.foreign, f"'{device}'")
     return (*([kept] if state.throttle else ()), *([crowd] if state.foreign else ()))
 

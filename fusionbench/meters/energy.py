@@ -86,9 +86,10 @@ def unavailable(device: torch.device, root: Path = POWERCAP) -> str | None:
     except DeviceLostError as error:
         return f"energy: {error}"
     if device.type == "cpu":
-        return f"energy: no RAPL counter that may be read in {root}"
+        remedy = "root can make energy_uj there readable, if there is one"
+        return f"energy: no RAPL counter that may be read in {root}; {remedy}"
     if reason := nvml.absent():
-        return f"energy: NVML says nothing ({reason.lower()})"
+        return f"energy: NVML says nothing ({reason.lower()}); see: fusionbench doctor"
     return f"energy: '{device}' has no counter of its own (a MIG slice, or older than Volta)"
 
 

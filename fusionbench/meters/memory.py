@@ -57,7 +57,7 @@ def measure(call: Callable[[], object], device: torch.device, resting_bytes: int
     peak, kept = allocated or (traced.peak_bytes, traced.kept_bytes)
     if kept >= LEAK_BYTES:  # or is it a cycle, which the collector frees?
         kept = min(kept, _kept(call, device))
-    note = f"keeps {kept / 1e6:.3g} MB more with each call"
+    note = f"keeps {kept / 1e6:.3g} MB more with each call; look in the strategy for what holds on to its results"
     meter: Literal["cuda_allocator", "cpu_profiler"] = "cuda_allocator" if device.type == "cuda" else "cpu_profiler"
     used = Memory(peak_bytes=peak, resting_bytes=resting_bytes, meter=meter)
     return Found(used, traced.kernels, traced.launches, (note,) if kept >= LEAK_BYTES else ())

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ..presets import departures
+from ..presets import candidate
 from ..record import PARTS, Deviation, Environment, Record, Roofline
 from ..roofline import NO_PRODUCTS, UNKNOWN, Probe, limits, sound, working_set
 from .columns import Floats, integer, number, ratio, text
@@ -56,7 +56,7 @@ def _identity(columns: dict[str, Any], records: Sequence[Record]) -> None:
     columns["case"] = pd.Series(case_keys, dtype="str")
     questions = [case.question if case.preset else key for case, key in zip(cases, case_keys, strict=True)]
     columns["question"] = pd.Series(questions, dtype="str")
-    columns["candidate"] = pd.Series([_candidate(r) for r in records], dtype="str")
+    columns["candidate"] = pd.Series([candidate(r.job) for r in records], dtype="str")
     columns["strategy"] = text(records, lambda r: r.job.strategy)
     columns["backend"] = text(records, lambda r: r.job.backend)
     for name in _SHAPE:
@@ -74,15 +74,6 @@ def _identity(columns: dict[str, Any], records: Sequence[Record]) -> None:
     # What the feed-forward layers of one question have in common, which a matched width is not.
     alike = [f"{c.shape.hidden}" if c.shape.hidden and not c.match else f"{c.shape.ffn} x" for c in cases]
     columns["feed_forward"] = pd.Series(alike, dtype="str")
-
-
-def _candidate(record: Record) -> str:
-    """What is compared with others: a strategy, of which system, how many layers of it, and what was done to it."""
-    case, strategy = record.job.case, record.job.strategy
-    if not case.preset:
-        return f"{strategy} {case.treatment}".strip()
-    layers = f"x{case.shape.depth}" if case.shape.depth > 1 else ""
-    return " ".join(filter(None, (case.preset, strategy, layers, case.treatment, *departures(case))))
 
 
 def _outcome(columns: dict[str, Any], records: Sequence[Record]) -> None:

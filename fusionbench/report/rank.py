@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 # Timings are compared only where all of these agree: another machine or timer answers another question.
 GROUP = ["question", "environment", "timer", "cache", "threads"]
+CONDITION = ["device", "dtype", "mode", *GROUP[1:]]  # what cases are counted together by
 
 
 def latest(frame: pd.DataFrame) -> pd.DataFrame:
@@ -39,3 +41,38 @@ def ranked(frame: pd.DataFrame) -> pd.DataFrame:
     timed["ratio_high"] = timed["high_ms"] / first["low_ms"]
     timed["tie"] = (timed["rank"] > 0) & (timed["low_ms"] <= first["high_ms"])
     return timed
+
+
+def runners_up(ranks: pd.DataFrame) -> pd.DataFrame:
+    """The fastest of each group that has a second, with the ratios to it: ``tie`` says that there is no clear winner,
+    as the interval of some other candidate reaches the fastest's."""
+    ties = ranks.groupby("group")["tie"].any()
+    second = ranks[ranks["rank"] == 1].set_index("group")
+    first = ranks[ranks["rank"] == 0].set_index("group").loc[second.index]
+    taken = ("ratio", "ratio_low", "ratio_high")
+    return first.assign(tie=ties.loc[second.index], **{each: second[each] for each in taken})
+
+
+def pooled(ratios: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """The geometric mean of ``ratio`` over the ``cases`` of each combination of ``by``, with its interval, and in how
+    many of them the whole interval is ``below`` 1 or ``above``.
+
+    The interval is about these cases and no others: the errors of the single ratios alone, which are of different
+    jobs and so add up as squares, at 95 %.
+    """
+    low, high = ratios["ratio_low"], ratios["ratio_high"]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        middle = np.log(ratios["ratio"])
+        down, up = (middle - np.log(low)) ** 2, (np.log(high) - middle) ** 2
+    logs = ratios[by].assign(middle=middle, down=down, up=up, below=high < 1, above=low > 1)
+    groups = logs.groupby(by, sort=False, observed=True)
+    cases, found = groups.size(), groups[["middle", "down", "up", "below", "above"]].sum(min_count=1)
+    mean = found["middle"] / cases
+    return pd.DataFrame({
+        "ratio": np.exp(mean),
+        "ratio_low": np.exp(mean - np.sqrt(found["down"]) / cases),
+        "ratio_high": np.exp(mean + np.sqrt(found["up"]) / cases),
+        "cases": cases,
+        "below": found["below"].astype(int),
+        "above": found["above"].astype(int),
+    }).reset_index()  # fmt: skip

@@ -7,29 +7,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from rich.cells import cell_len
-from rich.console import Group, JustifyMethod, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import counted, printable
+from ..fitting import GAP, NOTHING, Column, fitted, name
 from ..record import FAILED, PARTS, Environment
 from .frame import NOTES_APART
 from .rank import latest, ranked
+from .winners import MODES, against, factor, referred, winners
 
-Column = tuple[str, bool, list[Text]]  # heading, right-aligned, cells; the first columns are the last to go
-
-MODES = {
-    "fwd": "forward",
-    "fwd_bwd": "forward + backward",
-    "step": "training step",
-    "decode": "decode, cached",
-    "decode_uncached": "decode without the image's cache",
-    "cached": "forward, context cached",
-}
-
-_GAP = 2
-_NAME_WIDTH = 40
 KINDS = 12  # of failures, skips and notes that are told, unless --groups asks for more
 
 
@@ -42,14 +30,19 @@ def show(
     command: str,
     groups: int = 12,
     rows: int = 12,
+    reference: str = "",
 ) -> Group:
-    """Everything about one run, at most ``width`` columns wide; ``command`` is what runs its suite again.
+    """Everything about one run, at most ``width`` columns wide; ``command`` is what runs its suite again, ``reference``
+    a candidate that all others are held against (winners.referred).
 
     Commands alone may be longer, so that they can be copied: print with ``crop=False``.
     """
     newest = latest(frame)
+    ranks = referred(ranked(newest), reference) if reference else ranked(newest)
     parts = [
-        *best(newest, width=width, groups=groups, rows=rows),
+        *best(ranks, width=width, groups=groups, rows=rows),
+        *winners(ranks, width=width, rows=rows),
+        *(against(ranks, reference, width=width, rows=rows) if reference else ()),
         *failures(newest, command, width=width, groups=max(groups, KINDS)),
         *skips(newest, width=width, reasons=max(groups, KINDS)),
         *remarks(newest, width=width, kinds=max(groups, KINDS)),
@@ -59,14 +52,13 @@ def show(
     return Group(*parts or [Text("no records")])
 
 
-def best(newest: pd.DataFrame, *, width: int, groups: int = 12, rows: int = 12) -> list[RenderableType]:
+def best(ranks: pd.DataFrame, *, width: int, groups: int = 12, rows: int = 12) -> list[RenderableType]:
     """One table per shape and condition: candidates fastest first, "≈" where the intervals overlap."""
-    ranks = ranked(newest)
     several = ranks["environment"].nunique() > 1
     parts: list[RenderableType] = []
     for number, group in ranks[ranks["group"] < groups].groupby("group", sort=True):
         parts += [_gap() if number else Text(), *_heading(group.iloc[0], several, width)]
-        parts.append(_fit(_ranking(group.head(rows)), width))
+        parts += fitted(_ranking(group.head(rows)), width)
         parts += _more(len(group) - rows, "candidates", "--rows")
     left = int(ranks["group"].max()) + 1 - groups if len(ranks) else 0
     return parts + _more(left, "shapes and conditions", "--groups")
@@ -97,7 +89,7 @@ def _folded(text: str, style: str = "") -> Text:
 
 def _counted(number: str, reason: str) -> Table:
     """A reason behind its number, also where it takes several lines."""
-    grid = Table.grid(padding=(0, _GAP, 0, 0))
+    grid = Table.grid(padding=(0, GAP, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_row(number, _folded(reason))
     return grid
@@ -110,7 +102,7 @@ def _heading(row: pd.Series, several: bool, width: int) -> list[Text]:
     facts += [f"padding {row['padding']:g}"] if row["padding"] else []
     facts += [f"{row['threads']} threads"] if row["threads"] > 1 else []
     facts += [str(row["machine"])] if several else []
-    return [_line(tokens, width, "bold"), _line(" · ".join(map(str, facts)), width)]
+    return [_line(tokens, width, "bold"), _folded(" · ".join(map(str, facts)), "dim")]
 
 
 def _of_systems(row: pd.Series) -> list[str]:
@@ -141,11 +133,12 @@ def _ranking(group: pd.DataFrame) -> list[Column]:
     lines = [row for _, row in group.iterrows()]
     half = [(r["high_ms"] - r["low_ms"]) / 2 / r["median_ms"] if r["median_ms"] > 0 else math.nan for r in lines]
     return [
-        ("strategy", False, [_name(r["candidate"]) for r in lines]),
-        ("backend", False, [_name(r["backend"]) for r in lines]),
+        ("strategy", False, [name(r["candidate"]) for r in lines]),
+        ("backend", False, [name(r["backend"]) for r in lines]),
         ("ms", True, [Text(f"{r['median_ms']:,.{digits}f}") for r in lines]),
+        *([("of reference", True, [_of_reference(r) for r in lines])] if "of_reference" in group else []),
         ("vs best", True, [_ratio(r, ties) for r in lines]),
-        ("± 95 %", True, [Text(f"{h:.1%}" if h == h else "–") for h in half]),
+        ("± 95 %", True, [Text(f"{h:.1%}" if h == h else NOTHING) for h in half]),
         ("peak MiB", True, [_number(r["peak_mib"], ",.1f") for r in lines]),
         ("cache MiB", True, [_number(r["cache_mib"], ",.3g") for r in lines]),
         ("rel. error", True, [_number(r["rel_l2"], ".1e") for r in lines]),
@@ -167,39 +160,24 @@ def _mostly(row: pd.Series) -> Text:
     return Text(f"{part.replace('_', '-')} {shares[part]:.0%}")
 
 
-def _name(value: object) -> Text:
-    name = Text(printable(str(value), 200), no_wrap=True)
-    name.truncate(_NAME_WIDTH, overflow="ellipsis")
-    return name
-
-
 def _number(value: float, form: str) -> Text:
-    return Text("–", style="dim") if pd.isna(value) else Text(format(value, form))
+    return Text(NOTHING, style="dim") if pd.isna(value) else Text(format(value, form))
+
+
+def _of_reference(row: pd.Series) -> Text:
+    """The share of the reference's time, with its interval."""
+    if pd.isna(row["of_reference"]):
+        return Text(NOTHING, style="dim")
+    if row["is_reference"]:
+        return Text("1")
+    middle, low, high = (factor(row[each]) for each in ("of_reference", "of_low", "of_high"))
+    return Text(f"{middle} [{low}, {high}]")
 
 
 def _ratio(row: pd.Series, ties: bool) -> Text:
     if row["rank"] == 0:
         return Text("≈ 1" if ties else "1", style="" if ties else "bold green")
     return Text(f"≈ {row['ratio']:.2f}" if row["tie"] else f"{row['ratio']:.2f} ×")
-
-
-def _fit(columns: list[Column], width: int) -> Table:
-    """As many of the first columns as fit; if not even two do, the first is cut."""
-    columns = [c for c in columns if any(cell.plain != "–" for cell in c[2])]
-    widths = [max(cell_len(heading), *(cell.cell_len for cell in cells)) + _GAP for heading, _, cells in columns]
-    while len(widths) > 5 and sum(widths) - _GAP > width:
-        widths.pop()
-    while len(widths) > 2 and sum(widths) - _GAP - (widths[0] - 14) > width:
-        widths.pop()
-    widths[0] = max(4, min(widths[0], width - sum(widths[1:]) + _GAP))
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim", show_edge=False)
-    for heading, right, _ in columns[: len(widths)]:
-        side: JustifyMethod = "right" if right else "left"
-        room = widths[len(table.columns)] - _GAP
-        table.add_column(heading, justify=side, no_wrap=True, overflow="ellipsis", width=room)
-    for cells in zip(*(c[2] for c in columns[: len(widths)]), strict=True):
-        table.add_row(*cells)
-    return table
 
 
 def failures(
@@ -262,9 +240,9 @@ def machines(environments: Mapping[str, Environment], *, width: int) -> list[Ren
         parts += [
             _gap(),
             _line(e.machine, width, "bold"),
-            _line(f"{e.cpu}, {e.cores} cores, {e.memory_bytes / 2**30:.0f} GiB · {gpu}", width),
-            _line(f"torch {e.torch}, triton {e.triton}, Python {e.python}, {e.system}", width),
-            _line(f"fusionbench {e.fusionbench}, commit {e.commit or 'unknown'}{dirty}", width),
+            _folded(f"{e.cpu}, {e.cores} cores, {e.memory_bytes / 2**30:.0f} GiB · {gpu}", "dim"),
+            _folded(f"torch {e.torch}, triton {e.triton}, Python {e.python}, {e.system}", "dim"),
+            _folded(f"fusionbench {e.fusionbench}, commit {e.commit or 'unknown'}{dirty}", "dim"),
         ]
     return parts
 

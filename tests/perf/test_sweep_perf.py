@@ -34,6 +34,19 @@ def test_help_takes_less_than_150_ms_of_cpu(benchmark: BenchmarkFixture) -> None
     assert min(spent) < 0.150
 
 
+@pytest.mark.parametrize("words", ["fusionbench ru", "fusionbench run smoke --only dtypes=b"], ids=["verb", "value"])
+def test_a_tab_takes_less_than_250_ms_of_cpu(
+    benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.setenv("_FUSIONBENCH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    spent: list[float] = []
+    benchmark.pedantic(lambda: spent.append(cpu_seconds(SCRIPT)), rounds=10, warmup_rounds=1)
+    benchmark.extra_info["cpu_s"] = spent
+    assert min(spent) < 0.250
+
+
 @pytest.mark.parametrize("arguments", [("list", "strategies"), ("plan", "smoke")], ids=" ".join)
 def test_list_and_plan_take_less_than_3_s(benchmark: BenchmarkFixture, arguments: tuple[str, ...]) -> None:
     benchmark.pedantic(lambda: cpu_seconds(SCRIPT, *arguments), rounds=3, warmup_rounds=1)

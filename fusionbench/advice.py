@@ -104,11 +104,14 @@ def advise(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     machine: str | None = None,
     here: str = "",
+    strategies: Sequence[str] = (),
 ) -> Advice:
     """The advice on a case, from the records of one environment: that of ``machine``, else ``here`` (its id), else the
-    only one that there is. Raises NothingError where nothing like it was measured, FusionbenchError where several
-    machines have."""
-    fitting = [record for record in records if _fits(record, case)]
+    only one that there is; among ``strategies``, or all. Raises NothingError where nothing like it was measured,
+    FusionbenchError where several machines have."""
+    for name in strategies:
+        registry.get(name)
+    fitting = [each for each in records if _fits(each, case) and (not strategies or each.job.strategy in strategies)]
     chosen = _environment(fitting, environments, machine, here, case)
     kept, threads, notes = _alike([record for record in fitting if record.environment == chosen])
     ceiling = _ceiling(rooflines, chosen, case, threads)
@@ -431,6 +434,9 @@ def _less(one: Estimate | None, other: Estimate | None, alike: float) -> bool:
 
 
 def _dominates(one: Candidate, other: Candidate) -> bool:
+    """Whether the first is clearly better in something and worse in nothing; not on the word of the others' records."""
+    if not one.measured and one.latency.own < LEAST:
+        return False
     quantities = (
         (one.latency, other.latency, ALIKE_TIME),
         (one.memory, other.memory, ALIKE_MEMORY),

@@ -37,6 +37,7 @@ class Request:
     limits: Limits
     results: Path
     machine: str | None
+    strategies: tuple[str, ...]
     plugins: tuple[str, ...]
 
 
@@ -79,6 +80,7 @@ def advised(request: Request, case: Case, left_out: Callable[[str], object]) -> 
         limits=request.limits,
         machine=request.machine,
         here="" if request.machine else capture().id,
+        strategies=request.strategies,
     )
 
 

@@ -191,7 +191,7 @@ def _width(field: _Field, values: Floats) -> float:
         missed.append(abs(error) / math.hypot(inverse[place, place] ** -0.5, NOISE))
     rank = min(math.ceil((len(missed) + 1) * LEVEL), len(missed))
     few = float(t.ppf((1 + LEVEL) / 2, max(len(points) - 2, 1)))
-    return max(sorted(missed)[rank - 1], few)
+    return float(max(sorted(missed)[rank - 1], few))
 
 
 # --- candidates with hardly any measurements of their own ----------------------------------------------------------

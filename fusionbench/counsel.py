@@ -39,7 +39,8 @@ def show(found: Advice, *, width: int, settle: str, everything: bool = False) ->
 def question(found: Advice) -> str:
     """What is asked, and where."""
     case, shape = found.case, found.case.shape
-    sizes = [f"{shape.image:,} image x {shape.text:,} text tokens", f"width {shape.width:,}", f"{shape.heads} heads"]
+    sizes = [f"{shape.image:,} image × {shape.text:,} text tokens", f"width {shape.width:,}"]
+    sizes += [counted(shape.heads, "head")]
     sizes += [f"batch {shape.batch}"] if shape.batch > 1 else []
     sizes += [f"depth {shape.depth}"] if shape.depth > 1 else []
     where = printable(found.hardware or found.machine)
@@ -66,7 +67,7 @@ def answer(found: Advice) -> str:
         high=second.latency.high / first.latency.low,
         own=0,
     )
-    by = f"{ratio.value:.2f}x faster than {second.name} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    by = f"{ratio.value:.2f}× faster than {second.name} [{ratio.low:.2f}, {ratio.high:.2f}]"
     return f"take {first.name}, {told} at {time}: {by}"
 
 
@@ -88,7 +89,7 @@ def _table(candidates: Sequence[Candidate], width: int) -> Table:
             _range(each.latency),
         ]
         if width >= MIDDLE:
-            cells += [_memory(each.memory), _error(each.error)]
+            cells += [_memory(each.memory, width), _error(each.error, width)]
         if width >= WIDE:
             cells += [_bound(each), "measured" if each.measured else counted(each.latency.own, "job")]
         table.add_row(*cells)
@@ -127,9 +128,14 @@ def _range(each: Estimate) -> str:
     return f"[{each.low * factor:.3g}, {each.high * factor:.3g}]"
 
 
-def _memory(each: Estimate | None) -> str:
-    return "unknown" if each is None else f"{each.value:.3g} MiB"
+def _memory(each: Estimate | None, width: int) -> str:
+    return "unknown" if each is None else f"{each.value:.3g} MiB" + _give_or_take(each, width)
 
 
-def _error(each: Estimate | None) -> str:
-    return "unknown" if each is None else f"{each.value:.1e}"
+def _error(each: Estimate | None, width: int) -> str:
+    return "unknown" if each is None else f"{each.value:.1e}" + _give_or_take(each, width)
+
+
+def _give_or_take(each: Estimate, width: int) -> str:
+    """How far the interval reaches up, as a share of the value."""
+    return f" ±{each.high / each.value - 1:.0%}" if width >= WIDE else ""

@@ -28,7 +28,7 @@ REMEDIES = {
     errno.EISDIR: "name a file in it",
     errno.EINVAL: "is it the right file?",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EFBIG: "is it the right file?",
+    errno.EOVERFLOW: "is it the right file?",
     errno.ELOOP: "give the file itself, no link to it",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
@@ -112,7 +112,7 @@ def opened(path: Path, limit: int) -> Iterator[io.BufferedReader[io.FileIO]]:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         if status.st_size > limit:
-            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, more than the limit of {limit:,}")
+            raise OSError(errno.EOVERFLOW, f"{status.st_size:,} bytes, more than the limit of {limit:,}")
         yield file
 
 

@@ -147,6 +147,18 @@ def test_a_candidate_with_hardly_any_records_is_told_from_the_others_less_surely
     assert each["late/sdpa"].memory is None  # type: ignore[attr-defined]
 
 
+def test_who_is_told_from_the_others_dominates_nobody() -> None:
+    records = [*sweep([name for name in PACES if name[0] == "cross_attention"]), record("late", "sdpa", case(64, 64))]
+    fast = replace(records[-1], time=timing(1e-4))
+    assert not any("late" in each.why for each in told([*records[:-1], fast]).candidates)
+
+
+def test_only_the_strategies_named_are_candidates() -> None:
+    assert {each.strategy for each in told(strategies=("late", "concat_attention")).candidates} == {
+        "late", "concat_attention",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "kept"),
     [
@@ -203,7 +215,7 @@ def test_advise_answers_in_a_sentence_and_a_table_and_names_the_command_that_set
     code, out, err = fusionbench()
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == "128 image x 100 text tokens, width 64, 1 heads, fp32 on EPYC, fwd:"
+    assert lines[0] == "128 image × 100 text tokens, width 64, 1 head, fp32 on EPYC, fwd:"
     assert lines[1].startswith("take cross_attention/sdpa, predicted at ")
     assert f"{LEVEL:.0%} interval" in out
     assert "from 64 records of m" in out
@@ -239,6 +251,7 @@ def test_no_candidate_within_the_limits_is_exit_code_5(fusionbench) -> None:  # 
         (("--dtype", "fp99"), 2, "advise: dtypes: no dtype named 'fp99'; did you mean 'fp"),
         (("--mode", "forward"), 2, "advise: modes: no mode named 'forward'"),
         (("--device", "gpu"), 2, "advise: devices: no device named 'gpu' (use cpu, cuda or cuda:N)"),
+        (("--strategy", "cros_attention"), 2, "no strategy named 'cros_attention'; did you mean 'cross_attention'?"),
         (("--preset", "lava"), 2, "--preset: no preset named 'lava'; did you mean"),
         (("--dtype", "bf16"), 5, "no record of machine 'm' in bf16 on 'cpu', mode 'fwd', to advise from"),
     ],
@@ -261,7 +274,7 @@ def test_sizes_that_nobody_gave_are_asked_for(
 def test_a_preset_gives_the_sizes_that_are_not_named() -> None:
     asked = advising.Request(
         sizes={"text": 7}, preset="vit-b16+bert-base", dtype="fp32", device="cpu", mode="fwd", limits=Limits(),
-        results=Path(), machine=None, plugins=(),
+        results=Path(), machine=None, strategies=(), plugins=(),
     )  # fmt: skip
     shape = advising.case_of(asked).shape
     assert (shape.image, shape.text, shape.width) == (197, 7, 768)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from fusionbench import shard, store
 from fusionbench.errors import StoreError
+from fusionbench.record import VERSION
 from fusionbench.store import Writer
 from fusionbench.survey import survey
 from tests.storing import ENVIRONMENT, RECORDS, ROOFLINE, create, record, write
@@ -169,15 +170,16 @@ def test_a_million_bad_lines_make_few_problems(run: Path) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        shard.encode_line(record(9)).replace(b'"v":2', b'"v":3'),
-        b'{"kind":"record","v":3,"record":{"looks":"different"}}',
-        b'{"kind":"a new kind","v":4}',
+        shard.encode_line(record(9)).replace(b'"v":%d' % VERSION, b'"v":%d' % (VERSION + 1)),
+        b'{"kind":"record","v":%d,"record":{"looks":"different"}}' % (VERSION + 1),
+        b'{"kind":"a new kind","v":%d}' % (VERSION + 2),
     ],
 )
 def test_a_newer_schema_is_refused_with_its_version(run: Path, body: bytes) -> None:
     path = write(run, *RECORDS)
     path.write_bytes(path.read_bytes() + sealed(body))
-    with pytest.raises(store.NewerSchemaError, match=r":5: schema [34] is newer than this fusionbench \(2\); upgrade"):
+    newer = rf":5: schema [{VERSION + 1}{VERSION + 2}] is newer than this fusionbench \({VERSION}\); upgrade"
+    with pytest.raises(store.NewerSchemaError, match=newer):
         store.read(run)
 
 

@@ -175,9 +175,8 @@ def test_a_timer_that_breaks_off_leaves_no_gradients_for_the_next_call_to_add_to
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(measuring.time, "measure", breaks_off)
-    sampling = measuring.Sampling(
-        Visit(job=job("cross_attention", "eager")), subject, torch.device("cpu"), Monitor("cpu"), measuring.Interrupt()
-    )
+    visit = Visit(job=job("cross_attention", "eager"))
+    sampling = measuring.Sampling(visit, subject, torch.device("cpu"), Monitor("cpu"), measuring.Interrupt(), None)
     budget = Budget(timers=("cold", "graph"))
     assert measuring._other_timers(sampling, budget, measuring.Phases()) == (
         (), ("no timer 'graph': operation not permitted when stream is capturing",),

@@ -32,6 +32,9 @@ def advise(
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="The sizes of this system (see: list presets).")
     ] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only among these strategies; may be repeated.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="fp32, tf32, fp16, bf16 or int8.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     mode: Annotated[str, typer.Option(help="fwd, fwd_bwd, step, decode, …")] = "fwd",
@@ -66,6 +69,7 @@ def advise(
         limits=Limits(ms=budget_ms, mib=budget_mib, error=max_error),
         results=results,
         machine=machine,
+        strategies=tuple(strategy or ()),
         plugins=tuple(str(path) for path in plugin or []),
     )
     log = console(stderr=True)

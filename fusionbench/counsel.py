@@ -15,7 +15,7 @@ from .summary.folding import paragraph
 
 BEHIND = 8  # of those not advised, unless all are asked for
 NEAREST = 3
-WIDE, MIDDLE = 100, 72  # columns from which a table has its last columns
+WIDE, MIDDLE = 96, 48  # columns beside the longest name from which a table has its last columns
 
 
 def show(found: Advice, *, width: int, settle: str, everything: bool = False) -> Group:
@@ -32,7 +32,7 @@ def show(found: Advice, *, width: int, settle: str, everything: bool = False) ->
     parts += [Text(), *(line for text in _basis(found) for line in paragraph(text, width, "dim"))]
     if settle:
         parts += [Text(), *paragraph("to settle it, measure the candidates in doubt at this shape:", width, "")]
-        parts += [Text(f"    {settle}", no_wrap=True)]
+        parts += [Text(f"    {settle}", no_wrap=True, overflow="ignore")]
     return Group(*parts)
 
 
@@ -59,7 +59,8 @@ def answer(found: Advice) -> str:
     told = "measured" if first.measured else "predicted"
     others = [each for each in found.candidates if each is not first and each.place != "over budget"]
     if not others:
-        return f"take {first.name}, {told} at {time}; nothing else was measured"
+        rest = "no other keeps the limits" if len(found.candidates) > 1 else "nothing else was measured"
+        return f"take {first.name}, {told} at {time}; {rest}"
     second = min(others, key=lambda each: each.latency.value)
     ratio = Estimate(
         value=second.latency.value / first.latency.value,
@@ -72,14 +73,15 @@ def answer(found: Advice) -> str:
 
 
 def _table(candidates: Sequence[Candidate], width: int) -> Table:
+    room = width - max((len(each.name) for each in candidates), default=0)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("advised", overflow="fold")
     for name in ("latency", f"{LEVEL:.0%} interval"):
         table.add_column(name, justify="right", no_wrap=True)
-    if width >= MIDDLE:
+    if room >= MIDDLE:
         for name in ("memory", "error"):
             table.add_column(name, justify="right", no_wrap=True)
-    if width >= WIDE:
+    if room >= WIDE:
         table.add_column("bound by", no_wrap=True)
         table.add_column("from", no_wrap=True)
     for each in candidates:
@@ -88,9 +90,9 @@ def _table(candidates: Sequence[Candidate], width: int) -> Table:
             _time(each.latency),
             _range(each.latency),
         ]
-        if width >= MIDDLE:
-            cells += [_memory(each.memory, width), _error(each.error, width)]
-        if width >= WIDE:
+        if room >= MIDDLE:
+            cells += [_memory(each.memory, room), _error(each.error, room)]
+        if room >= WIDE:
             cells += [_bound(each), "measured" if each.measured else counted(each.latency.own, "job")]
         table.add_row(*cells)
     return table
@@ -128,14 +130,14 @@ def _range(each: Estimate) -> str:
     return f"[{each.low * factor:.3g}, {each.high * factor:.3g}]"
 
 
-def _memory(each: Estimate | None, width: int) -> str:
-    return "unknown" if each is None else f"{each.value:.3g} MiB" + _give_or_take(each, width)
+def _memory(each: Estimate | None, room: int) -> str:
+    return "unknown" if each is None else f"{each.value:.3g} MiB" + _give_or_take(each, room)
 
 
-def _error(each: Estimate | None, width: int) -> str:
-    return "unknown" if each is None else f"{each.value:.1e}" + _give_or_take(each, width)
+def _error(each: Estimate | None, room: int) -> str:
+    return "unknown" if each is None else f"{each.value:.1e}" + _give_or_take(each, room)
 
 
-def _give_or_take(each: Estimate, width: int) -> str:
+def _give_or_take(each: Estimate, room: int) -> str:
     """How far the interval reaches up, as a share of the value."""
-    return f" ±{each.high / each.value - 1:.0%}" if width >= WIDE else ""
+    return f" ±{each.high / each.value - 1:.0%}" if room >= WIDE else ""

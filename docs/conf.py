@@ -14,20 +14,12 @@ release = fusionbench.__version__
 html_title = f"fusionbench {release}"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "elsewhere", "generated", "offline"]
-exclude_patterns = ["README.md"]
 nitpicky = True
 # What signatures name and nothing here documents: other packages' types and names for unions of texts.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|pandas|pathlib|collections|typing|Tensor|Path|nn\.|fusionbench).*|[A-Z]\w+")
 ]
 
-myst_enable_extensions = ["colon_fence", "deflist"]
-myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]  # an included document begins where its page's own heading ends
-
-autodoc_typehints = "signature"
-autodoc_member_order = "bysource"
-autodoc_use_type_comments = False
 python_maximum_signature_line_length = 100
 add_module_names = False
 

@@ -8,14 +8,12 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.directives.code import CodeBlock
 
-# What a command may need that a test has not; tests/test_docs.py refuses any other.
+# What a command may need that a test has not; tests/test_docs_pages.py refuses any other.
 NEEDS = {
     "gpu": "On a machine with an NVIDIA GPU",
     "github": "In a repository on GitHub",
     "install": "Installs packages on your machine",
-    "project": "In a project of your own",
     "long": "Takes hours, or many runs",
-    "browser": "Opens a browser, or runs until you stop it",
 }
 
 

@@ -154,6 +154,11 @@ def test_a_command_that_needs_what_a_test_has_not_says_what_and_is_spelled_right
             assert_spelled_right(command.text, f"{page}:{block.line}")
 
 
+def test_every_need_is_somebodys() -> None:
+    """The reasons why commands are not run here: a GPU, GitHub, an installation, hours."""
+    assert {block.info.split()[1] for _, block in ELSEWHERE} == set(module("elsewhere").NEEDS)
+
+
 def assert_spelled_right(text: str, where: str) -> None:
     program, *arguments = shlex.split(text)
     if program == "make":

@@ -57,5 +57,5 @@ def commands(block: Block) -> Iterator[Command]:
 
 
 def words(text: str) -> set[str]:
-    """The words of an output: what is left without numbers, units and signs."""
-    return set(re.findall(r"[a-z]{3,}", text.lower()))
+    """The words of an output: what is left without numbers, hashes, units and signs."""
+    return set(re.findall(r"\b[a-z]{3,}\b", text.lower()))

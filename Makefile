@@ -3,7 +3,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TESTERS ?= 2
 
 .PHONY: setup demo test test-harness test-kernels perf lint docs gpu clean
 
@@ -22,9 +21,8 @@ demo: setup
 # Triton reads TRITON_INTERPRET when a kernel is decorated: the interpreter's tests need a process of their own.
 test: test-harness test-kernels
 
-# A file's tests stay in one process, as they share what is dear to make.
 test-harness: setup
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --benchmark-disable
+	$(BIN)/python -m pytest $(TESTS)
 
 test-kernels: setup
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels

@@ -84,7 +84,7 @@ class Attention(nn.Module):
         if cache is not None and self.own:
             k[:, :, first:], v[:, :, first:] = self.keys_and_values(x, first)
         if self.impl in WITH_PROJECTIONS:
-            return WITH_PROJECTIONS[self.impl](x, k, v, self.q, self.out, mask)
+            return self.read_projected(x, k, v, mask)
         attended: Tensor = self.out(merge_heads(self.read(self.queries(x, first), k, v, mask)))
         return attended
 
@@ -104,6 +104,10 @@ class Attention(nn.Module):
         """What queries [B, H, Lq, d] read from keys and values [B, Hk, Lk, d]: [B, H, Lq, d]."""
         causal = self.causal and q.shape[2] > 1  # one query is the last, which sees every key
         return attend(q, k, v, self.impl, mask, causal=causal)
+
+    def read_projected(self, x: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        """``read`` together with the projections of queries and outputs: x [B, Lq, query_width] -> same."""
+        return WITH_PROJECTIONS[self.impl](x, k, v, self.q, self.out, mask)
 
 
 def own_attention(case: Case) -> str | None:

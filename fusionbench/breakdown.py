@@ -11,6 +11,7 @@ from rich.text import Text
 
 from .errors import printable
 from .profiling import Profile, Row
+from .record import PARTS, Parts
 
 TOP = 20
 GAP = 2
@@ -34,7 +35,15 @@ def _heading(profile: Profile, width: int) -> list[Text]:
         f"{profile.calls} calls on {profile.device}: {slow} per call under the profiler, {plain} without "
         f"({_slowdown(profile)}). Read shares, not times: profiling slows down, short ops most of all"
     )
-    return [Text(printable(profile.job, 1000), style="bold"), *_lines(told, width)]
+    spent = _lines(f"by part: {_by_part(profile.parts)}", width) if profile.parts else []
+    return [Text(printable(profile.job, 1000), style="bold"), *_lines(told, width), *spent]
+
+
+def _by_part(parts: Parts) -> str:
+    """``attention 62 %, projections 30 %, …``, the largest first, of all ops or kernels of a call."""
+    spent = {part: getattr(parts, f"{part}_ns") for part in PARTS}
+    ordered = sorted((part for part in PARTS if spent[part]), key=lambda part: -spent[part])
+    return ", ".join(f"{part.replace('_', '-')} {spent[part] / sum(spent.values()):.1%}" for part in ordered)
 
 
 def _slowdown(profile: Profile) -> str:

@@ -76,10 +76,14 @@ class JointAttention(nn.Module):
         own = [self.projections[name](x) for name, x in streams.items()]
         q, k, v = (torch.cat(parts, dim=1) for parts in zip(*own, strict=True))  # [B, Li + Lt, H, d]
         q, k, v = self.turn(q).transpose(1, 2), self.turn(k).transpose(1, 2), v.transpose(1, 2)
-        attended = merge_heads(attend(q, k, v, self.impl, mask, causal=self.causal))
+        attended = merge_heads(self.read(q, k, v, mask))
         parts = torch.split(attended, [x.shape[1] for x in streams.values()], dim=1)
         # Linear copies rows that lie apart in any case, and then adds its bias in a pass of its own
         return {name: self.out[name](part.contiguous()) for name, part in zip(streams, parts, strict=True)}
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        """What queries [B, H, L, d] read from keys and values [B, Hk, L, d] of all streams: [B, H, L, d]."""
+        return attend(q, k, v, self.impl, mask, causal=self.causal)
 
 
 def joint_attention_cost(case: Case, impl: str) -> Cost:

@@ -18,7 +18,7 @@ import torch
 from . import backends, honesty, registry, rounds, settings
 from .device_loss import loss
 from .errors import UnknownNameError
-from .meters import control, energy, flops, memory, time
+from .meters import control, energy, flops, memory, parts, time
 from .meters.device import Monitor
 from .meters.device import notes as seen_by
 from .meters.sampler import TimerError
@@ -172,7 +172,7 @@ def _time(sampling: Sampling, budget: Budget, first_call_ns: int) -> Timing:
 def _weighed(
     timed: Record, sampling: Sampling, impl: str, budget: Budget, phases: Phases, kept: settings.Kept
 ) -> Record:
-    """The record with all that one round is enough for: the other timers, memory, FLOPs and energy."""
+    """The record with all that one round is enough for: the other timers, memory, parts, FLOPs and energy."""
     job, subject, where = timed.job, sampling.subject, sampling.device
     backend = backends.get(job.backend)
     others = where.type == "cuda" and sampling.turns is None
@@ -183,6 +183,8 @@ def _weighed(
         raise RuntimeError(f"backend '{backend.name}' ran without compiling")
     if backend.impl.startswith("triton") and not any(name.startswith("triton:") for name in used.kernels):
         return Record(job=job, status="skipped", reason="fusionbench_kernels has no kernel for this device")
+    with phases.enter("parts"):
+        spent = parts.measure(subject.call, subject.module, where)
     with phases.enter("flops"):
         counted = None if backend.compiles else flops.count_flops(subject.call).flops
     drawn = None
@@ -201,6 +203,7 @@ def _weighed(
         costs=costs,
         kernels=used.kernels,
         launches=used.launches,
+        parts=spent,
         notes=timed.notes + silent + used.notes + kept.notes() + ((note,) if differs else ()),
     )
 

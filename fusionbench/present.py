@@ -92,6 +92,7 @@ def write_page(
         environments,
         [*problems, *(problem for each in runs for problem in each.problems)],
         ledgers=claims,
+        rooflines=rooflines,
         title=", ".join(each.manifest.id if each.manifest else each.path.name for each in runs),
         command=_command(runs[0]),
     )

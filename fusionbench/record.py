@@ -17,7 +17,7 @@ from .spec import Dtype, Job, Timer
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
-VERSION = 3  # of the wire format; a reader refuses a newer one
+VERSION = 4  # of the wire format; a reader refuses a newer one
 
 Status = Literal["ok", "skipped", "wrong", "error", "oom", "crash", "timeout"]
 Stop = Literal["precise", "budget", "samples", "interrupted"]
@@ -149,6 +149,25 @@ class Costs(Struct, frozen=True, kw_only=True, gc=False):
     cache_bytes: Natural = 0  # keys and values that the step is given, of all its layers
 
 
+# What the time of a call is spent on, as in the fields of Parts.
+PARTS = ("attention", "projections", "feed_forward", "other", "compiled", "backward", "optimizer")
+
+
+class Parts(Struct, frozen=True, kw_only=True, gc=False):
+    """What the ops of one call took on the CPU, or its kernels, copies and fills on CUDA, by what they were for.
+
+    What is left of the time of a call is that in which none of them ran.
+    """
+
+    attention_ns: Natural = 0  # without its projections, unless one kernel computes both
+    projections_ns: Natural = 0  # Linear layers outside of feed-forward layers
+    feed_forward_ns: Natural = 0  # with its activation
+    other_ns: Natural = 0  # norms, residuals, copies, views
+    compiled_ns: Natural = 0  # what torch.compile fused, but for attention that kept an op of its own
+    backward_ns: Natural = 0  # of the backward pass what belongs to no op of the forward pass
+    optimizer_ns: Natural = 0
+
+
 class Record(Struct, frozen=True, kw_only=True, gc=False):
     """One job, once: its outcome and everything measured on the way. A failure is a record too."""
 
@@ -165,6 +184,7 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
     costs: Costs | None = None
     kernels: tuple[str, ...] = ()  # names of the attention and int8 ops that really ran
     launches: Natural | None = None  # of one call: kernels, copies and fills on CUDA; on the CPU ops that call no other
+    parts: Parts | None = None
     notes: tuple[str, ...] = ()
     source: str = ""  # hash of the code that was measured
     environment: str = ""  # id of the Environment

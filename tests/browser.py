@@ -44,8 +44,12 @@ class Visit:
         self.page.on("dialog", lambda d: (self.trouble.append(f"dialog {d.message}"), d.dismiss()))
         self.page.on("popup", lambda _: self.trouble.append("popup"))
         self.page.on("request", lambda r: self._request(r.url))
+        self.opening()
         self.page.goto(path.as_uri() + fragment)
         self.wait()
+
+    def opening(self) -> None:
+        """For who measures: the page is about to be asked for."""
 
     def _request(self, url: str) -> None:
         if not url.startswith(("file:", "data:", "blob:")):

@@ -9,7 +9,18 @@ import pandas as pd
 import pytest
 from msgspec.structs import replace
 
-from fusionbench.record import Accuracy, Costs, Deviation, DeviceState, Environment, Memory, Record, Timing
+from fusionbench.record import (
+    PARTS,
+    Accuracy,
+    Costs,
+    Deviation,
+    DeviceState,
+    Environment,
+    Memory,
+    Parts,
+    Record,
+    Timing,
+)
 from fusionbench.remarks import contention
 from fusionbench.report.frame import frame
 from fusionbench.report.rank import latest, ranked
@@ -117,6 +128,23 @@ def test_each_timer_has_its_median_and_launches_are_what_the_kernels_leave() -> 
     assert table["launch_share"][:2].tolist() == pytest.approx([0.7, 0.75])
     assert table["launch_share"][2:].isna().all()
     assert table.loc[3, ["cold_ms", "hot_ms", "graph_ms", "kernel_ms", "host_ms"]].isna().all()
+
+
+def test_the_parts_of_a_call_and_its_gaps_are_the_whole_of_it() -> None:
+    spent = Parts(attention_ns=300_000, projections_ns=100_000, other_ns=200_000)
+    quick = Record(job=job(), status="ok", time=timing(1_000_000, 5_000_000), parts=spent)  # the least is undisturbed
+    hot = timing(750_000, timer="cuda_event")
+    on_cuda = replace(quick, time=timing(9_000_000, timer="cuda_event", cache="cold"), timers=(hot,))
+    unknown = replace(on_cuda, timers=())
+    longer = replace(quick, time=timing(500_000))  # than any sample: profiling lengthens ops
+    table = frame([quick, on_cuda, unknown, longer, replace(quick, parts=None)], {})
+    shares = table[[name for name in table.columns if name.startswith("share_")]]
+    assert shares.shape[1] == len(PARTS) + 1
+    assert table["share_attention"][:4].tolist() == pytest.approx([0.3, 0.4, 0.5, 0.5])
+    assert table["share_gaps"][:2].tolist() == pytest.approx([0.4, 0.2])
+    assert table["share_gaps"][2:].isna().tolist() == [True, False, True]
+    assert shares.sum(axis=1)[:4].tolist() == pytest.approx([1.0] * 4)
+    assert shares.loc[4].isna().all()
 
 
 def test_rounds_what_was_discarded_and_the_control_are_shown() -> None:

@@ -40,7 +40,19 @@ LAYERS = (
         "doctor",
         "profiling",
     ),
-    ("terminal", "progress", "present", "findings", "diagnosis", "breakdown", "summary", "archive", "trend", "counsel"),
+    (
+        "terminal",
+        "progress",
+        "present",
+        "findings",
+        "diagnosis",
+        "breakdown",
+        "summary",
+        "archive",
+        "trend",
+        "counsel",
+        "serving",
+    ),
     ("session", "paired_session", "checking", "advising", "cli", "__main__", "testing", "pytest_plugin"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

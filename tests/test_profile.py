@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from rich.console import Console
@@ -21,6 +22,7 @@ from fusionbench import breakdown, profiling, suite
 from fusionbench.cli import main
 from fusionbench.errors import FusionbenchError
 from fusionbench.profiling import JobFailedError, Profile, Request, Row, SeveralJobsError, job, proton, request, tracing
+from fusionbench.record import Parts
 
 FAULTY = str(Path(__file__).with_name("faulty.py"))
 TINY = """
@@ -218,10 +220,10 @@ def test_a_kernels_time_is_counted_once_and_our_span_is_no_kernel() -> None:
     [
         b"",
         b"no gzip",
-        gzip.compress(b"[]"),
-        gzip.compress(b'{"traceEvents": []}'),
-        gzip.compress(b'{"traceEvents": [{"ph": "X", "name": "a", "ts": 1}]}'),
-        gzip.compress(b'{"traceEvents": [{"ph": "X", "name": "a", "ts": 1, "dur": 2}]}')[:-12],
+        gzip.compress(b"[]", mtime=0),
+        gzip.compress(b'{"traceEvents": []}', mtime=0),
+        gzip.compress(b'{"traceEvents": [{"ph": "X", "name": "a", "ts": 1}]}', mtime=0),
+        gzip.compress(b'{"traceEvents": [{"ph": "X", "name": "a", "ts": 1, "dur": 2}]}', mtime=0)[:-12],
     ],
 )
 def test_what_is_no_trace_is_refused_and_removed(tmp_path: Path, content: bytes) -> None:
@@ -260,6 +262,13 @@ def test_the_table_fits_and_its_shares_add_up(width: int) -> None:
     assert lines[start - 2].startswith("all")
 
 
+def test_the_parts_of_a_call_are_told_largest_first_and_only_where_they_are_known() -> None:
+    profile = Profile(job="j", device="cpu", calls=1, plain_ns=1, profiled_ns=1, rows=(), trace="t", events=1)
+    assert not any("by part" in line for line in shown(profile, 80))
+    found = shown(msgspec.structs.replace(profile, parts=Parts(other_ns=1, feed_forward_ns=600, attention_ns=399)), 80)
+    assert "by part: feed-forward 60.0%, attention 39.9%, other 0.1%" in found
+
+
 def test_names_of_files_are_safe() -> None:
     assert request.safe_name("late:vote/sdpa/../x y/$(rm)") == "late_vote_sdpa_.._x_y_rm"
     assert "/" not in request.safe_name("a/" * 500)
@@ -275,6 +284,7 @@ def test_the_verb_prints_the_table_and_keeps_the_profilers_own_words_away(
     out, err = capfd.readouterr()
     assert "aten::addmm" in out
     assert "3 calls on cpu" in out
+    assert "by part: " in out
     assert "USDT" not in out + err
     assert err == ""
     assert len(list(request.FOLDER.iterdir())) == 1

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from fusionbench.record import Record
+from fusionbench.record import Parts, Record
 from fusionbench.report import page
 from fusionbench.report.frame import frame
 from tests.browser import Visit, browser, chromium
@@ -21,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(chromium() is None, reason="no chromium on the path (set FUSIONBENCH_CHROMIUM)"),
 ]
 
-CHARTS = ("latency", "ranking", "memory", "error")
+CHARTS = ("latency", "ranking", "crossover", "pareto", "roofline", "error")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,11 @@ def drawn(visit: Visit, chart: str) -> list[str]:
     return found
 
 
+def curves(visit: Visit) -> int:
+    """Of candidates: the bands of fitted powers are drawn behind them."""
+    return int(visit.page.evaluate("document.querySelectorAll('#latency .scatterlayer .points:has(.point)').length"))
+
+
 def shown_rows(visit: Visit, column: int) -> list[str]:
     cells: list[str] = visit.page.eval_on_selector_all(
         f".rows .body .row > :nth-child({column})", "all => all.map(e => e.textContent)"
@@ -73,12 +80,12 @@ def test_every_chart_draws_what_was_asked_for(visit: Visit, by: str) -> None:
         label = visit.page.get_attribute(f"#{chart} .chart", "aria-label")
         assert label
         assert len(label) > 40
-    assert len(drawn(visit, "latency")) == (10 if by == "strategy" else 37)
+    assert curves(visit) == (10 if by == "strategy" else 37)
 
 
 def test_the_answer_names_a_winner_with_its_interval_or_says_that_there_is_none(visit: Visit) -> None:
     headline = visit.text("#headline")
-    assert "No clear winner" in headline or " ahead of " in headline
+    assert "No clear winner" in headline or " faster than " in headline
     visit.page.select_option("#shape", "128x1024")
     visit.wait()
     assert visit.text("#headline") != headline
@@ -96,7 +103,7 @@ def test_a_chip_filters_every_view_and_the_counts(visit: Visit) -> None:
     visit.click('[data-chip="strategy=gated"]')
     assert visit.text("#shown") == "500 of 5,000 jobs"
     assert visit.text("#table .summary") == "500 jobs of 5,000."
-    assert len(drawn(visit, "latency")) == 1
+    assert curves(visit) == 1
     assert set(shown_rows(visit, 1)) == {"gated"}
     assert visit.text('[data-chip="backend=sdpa"] .count') == "125"
     assert visit.text('[data-chip="strategy=film"] .count') == "500"  # what a click would add
@@ -165,6 +172,62 @@ def test_the_csv_holds_the_filtered_rows(visit: Visit, tmp_path: Path) -> None:
     assert {row["key"] for row in rows} <= {r.job.key for r in records(5000)}
 
 
+def test_the_json_holds_the_same_rows_with_numbers_as_numbers(visit: Visit, tmp_path: Path) -> None:
+    visit.click('[data-chip="strategy=film"]')
+    with visit.page.expect_download() as download:
+        visit.page.click("#json")
+    download.value.save_as(tmp_path / "t.json")
+    rows = json.loads((tmp_path / "t.json").read_text("utf-8"))
+    given = {r.job.key: r for r in records(5000) if r.job.strategy == "film"}
+    assert {row["key"] for row in rows} == set(given)
+    for row in rows:
+        timing = given[row["key"]].time
+        assert row["samples"] == (len(timing.samples_ns) if timing else None)
+        assert (row["median_ms"] is None) == (timing is None)
+        assert row["started_at"] == "2026-03-02T10:00:00Z"
+
+
+def test_every_column_sorts_both_ways_with_what_is_missing_last(visit: Visit) -> None:
+    order = "[...document.querySelectorAll('.rows .body .row')].map((e) => e.children[%d].textContent)"
+    heads = visit.page.eval_on_selector_all(".head [data-sort]", "all => all.map((e) => e.dataset.sort)")
+    for name in ("text", "dtype", "samples", "peak_mib"):
+        column = order % heads.index(name)
+        visit.page.click(f'[data-sort="{name}"]')
+        up = visit.page.evaluate(column)
+        visit.page.click(f'[data-sort="{name}"]')
+        down = visit.page.evaluate(column)
+        assert up[0] != "–" != down[0]
+        read = (lambda v: v) if name == "dtype" else (lambda v: float(v.replace(",", "")))
+        assert up == sorted(up, key=read)
+        assert down == sorted(down, key=read, reverse=True)
+        assert read(up[0]) < read(down[0])
+
+
+def test_an_axis_of_thousands_of_values_is_cut_and_searched(started: Any, folder: Path) -> None:
+    table = frame(records(3000), ENVIRONMENTS)
+    path = page.write(folder / "axis.html", table.assign(text=range(1, 3001)), ENVIRONMENTS)
+    long = Visit(started, path)
+    chips = '[data-facet="text"] .chip'
+    assert long.page.locator(chips).count() == 60
+    assert "and 2,940 more" in long.text('[data-facet="text"]')
+    long.page.fill('[data-facet="text"] input', "2999")
+    assert long.page.locator(chips).count() == 1
+    long.click('[data-chip="text=2999"]')
+    assert long.text("#shown") == "1 of 3,000 jobs"
+    long.page.fill('[data-facet="text"] input', "nothing like it")
+    assert long.page.locator(chips).count() == 1  # what is chosen stays in sight
+    assert long.page.evaluate("document.activeElement.type") == "search"
+    assert long.page.locator("#shape option").count() <= 501
+    assert long.trouble == []
+    long.context.close()
+
+
+def test_plotly_is_carried_once_and_read_after_the_results(visit: Visit) -> None:
+    assert visit.page.evaluate("Plotly.version") == "4.1.1"
+    assert visit.page.locator("#plotly, #data").count() == 0  # unpacked and let go
+    assert visit.page.evaluate("document.head.querySelectorAll('script').length") == 1
+
+
 def test_failures_and_skips_are_told_with_reason_and_count(visit: Visit) -> None:
     assert "worker died of SIGSEGV" in visit.text("#failed")
     assert "375 jobs made no sense and were not run" in visit.text("#skipped")
@@ -216,6 +279,34 @@ def test_a_run_where_everything_failed_makes_a_page_without_errors(started: Any,
     sad.context.close()
 
 
+def test_the_parts_of_each_candidate_are_stacked_to_the_whole(started: Any, folder: Path) -> None:
+    spent = Parts(attention_ns=300, projections_ns=500, other_ns=200)
+    known = [msgspec.structs.replace(r, parts=scaled(spent, r)) if r.status == "ok" else r for r in smoke()]
+    stacked = Visit(started, report(folder, "parts", known), "#by=backend")
+    bars = stacked.page.evaluate(
+        "document.querySelector('#parts .chart')._fullData.map(t => [t.type, t.name, Array.from(t.x), Array.from(t.text)])"
+    )
+    assert {kind for kind, *_ in bars} == {"bar"}
+    assert [name for _, name, *_ in bars] == ["attention", "projections", "everything else"]
+    assert [sum(values) for values in zip(*(x for _, _, x, _ in bars), strict=True)] == pytest.approx(
+        [100] * len(bars[0][2])
+    )
+    assert bars[0][3][0] == "attention 30 %"
+    assert "attention 30 %, everything else 20 %" in stacked.text("#parts .summary")
+    assert stacked.text("#parts .legend .key >> nth=0") == "attention"
+    assert stacked.trouble == []
+    stacked.context.close()
+    unknown = Visit(started, report(folder, "no-parts", smoke()))
+    assert unknown.page.is_hidden("#parts")
+    unknown.context.close()
+
+
+def scaled(parts: Parts, record: Record) -> Parts:
+    """The parts of a call that takes longer than any sample, so that there are no gaps."""
+    longest = 1 + max(record.time.samples_ns if record.time else (1,))
+    return Parts(**{name: ns * longest for name, ns in msgspec.structs.asdict(parts).items()})
+
+
 @pytest.mark.parametrize("by", ["strategy", "backend"])
 def test_hostile_text_stays_inert(started: Any, folder: Path, by: str) -> None:
     environments = hostile_environments()
@@ -231,7 +322,7 @@ def test_hostile_text_stays_inert(started: Any, folder: Path, by: str) -> None:
     assert TEXTS[0] in bad.page.title()
     for text in TEXTS[:5]:
         assert text in bad.page.evaluate("document.body.textContent")
-    for box in bad.page.locator("#ranking .point, #memory .point").all()[:12]:
+    for box in bad.page.locator("#ranking .point, #pareto .point, #roofline .point").all()[:12]:
         box.hover(force=True)
     bad.page.focus(".rows")
     for _ in range(4):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fusionbench import sealed, store
 from fusionbench.errors import DamagedError, StoreError
 from fusionbench.export.tables import to_parquet
-from fusionbench.record import VERSION, Accuracy, Deviation, DeviceState, Energy, Memory, Record, Timing
+from fusionbench.record import VERSION, Accuracy, Deviation, DeviceState, Energy, Memory, Parts, Record, Timing
 from fusionbench.report.frame import frame
 from fusionbench.sealed import seal, seal_run, unseal
 from fusionbench.shard import _line
@@ -95,6 +95,7 @@ _record = st.builds(
     energy=st.none() | st.builds(Energy, joules=_float, calls=_int, window_s=_float),
     accuracy=st.none() | _accuracy,
     kernels=st.lists(_text, max_size=3).map(tuple),
+    parts=st.none() | st.builds(Parts, **dict.fromkeys(Parts.__struct_fields__, _int)),
     wall_s=_float,
     phases_s=st.dictionaries(_text, _float, max_size=3),
 )

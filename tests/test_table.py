@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from fusionbench.record import Environment, Record
+from fusionbench.record import Environment, Parts, Record
 from fusionbench.report.frame import frame
 from fusionbench.report.table import show
 from fusionbench.spec import Case, Job, Shape
@@ -111,3 +111,11 @@ def test_notes_that_differ_in_numbers_alone_are_told_once_with_their_remedy() ->
     assert "3  waited 3% of the time for a core; close other programs" in text
     assert "12.5%" not in text
     assert "1  leaks" in text
+
+
+def test_a_wide_terminal_says_what_most_of_the_time_goes_to() -> None:
+    items = [item for item in smoke() if item.status == "ok"][:2]
+    spent = Parts(attention_ns=1_000_000_000, feed_forward_ns=3_000_000_000)  # longer than any sample: no gaps
+    known = [msgspec.structs.replace(items[0], parts=spent), items[1]]
+    assert "feed-forward 75%" in printed(known, width=200)
+    assert "mostly" not in printed(items, width=200)

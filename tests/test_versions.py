@@ -20,7 +20,7 @@ from fusionbench.store import SUITE, VERSION, _upgraded
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).with_name("golden")
 RUNS = sorted(GOLDEN.iterdir())
-ROUNDS = {1: (), 2: (10, 10)}  # of the samples, by version: the first one knew no rounds
+ROUNDS = {1: 0, 2: 2}  # of a job, by version of the manifest: the first one knew no rounds
 
 
 @pytest.fixture(params=RUNS, ids=lambda path: path.name)
@@ -37,7 +37,8 @@ def test_every_version_before_this_one_has_a_run() -> None:
     assert [path.name for path in RUNS] == [f"v{version}" for version in range(1, max(VERSION, record.VERSION))]
     for path in RUNS:
         (line, *_) = (path / "shards").glob("*.jsonl").__next__().read_bytes().splitlines()
-        assert json.loads(line.rpartition(b"\t")[0])["v"] == store.read_manifest(path).v == int(path.name[1:])
+        assert json.loads(line.rpartition(b"\t")[0])["v"] == int(path.name[1:])
+        assert store.read_manifest(path).v == min(VERSION, int(path.name[1:]))
 
 
 def test_a_run_is_read_whole_and_without_complaint(run: Path) -> None:
@@ -47,8 +48,8 @@ def test_a_run_is_read_whole_and_without_complaint(run: Path) -> None:
     assert len(found.records) == found.manifest.planned == 8
     assert {item.status for item in found.records} == {"ok", "skipped"}
     times = [item.time for item in found.records if item.time]
-    assert [len(time.samples_ns) for time in times] == [20, 20]
-    assert {time.rounds for time in times} == {ROUNDS[written_by(run)]}
+    assert [10 <= len(time.samples_ns) <= 20 for time in times] == [True, True]
+    assert {len(time.rounds) for time in times} == {ROUNDS[written_by(run)]}
     assert all(len(time.control_ns) == len(time.rounds) and time.discarded == 0 for time in times)
 
 
@@ -75,7 +76,7 @@ def test_it_is_resumed_under_its_own_budget(run: Path) -> None:
     shard.write_bytes(b"".join(lines[:-1]) + lines[-1][:100])  # killed while it wrote the last record
     problems: list[str] = []
     resumed = launch.resume(run, warn=problems.append)
-    rounds = len(ROUNDS[written_by(run)]) or 1
+    rounds = ROUNDS[written_by(run)] or 1
     assert resumed.budget == Budget(measure_s=0.02, max_samples=20, timers=("graph",), rounds=rounds)
     assert len(list(resumed.plan)) == 8
     assert problems == [f"{shard.name}:{len(lines)}: torn, the last write never ended"]

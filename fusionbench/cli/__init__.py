@@ -51,6 +51,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "resume": running.resume,
     "show": reading.show,
     "report": reading.report,
+    "serve": reading.serve,
     "export": exporting.export,
     "compare": comparing.compare,
     "check": comparing.check,

@@ -263,7 +263,7 @@ def _reason(taken: list[Sample], bounds: Bounds, spent_ns: int, look: bool) -> S
 @contextlib.contextmanager
 def _wall(call: Call, loops: int) -> Iterator[Sampler]:
     """The wall clock around ``loops`` calls."""
-    with _run_delay() as waited:
+    with run_delay() as waited:
 
         def take(n: int) -> list[Sample]:
             return [_sample(call, loops, waited) for _ in range(n)]
@@ -285,7 +285,7 @@ def _sample(call: Call, loops: int, waited: Callable[[], int | None]) -> Sample:
 
 
 @contextlib.contextmanager
-def _run_delay() -> Iterator[Callable[[], int | None]]:
+def run_delay() -> Iterator[Callable[[], int | None]]:
     """A function that tells how long this process's threads have waited for a core, in ns; None where unknown.
 
     From schedstat, which needs no rights: with one thread, wall time less this delay is the undisturbed time

@@ -66,7 +66,8 @@ def _profile(request: Request) -> Profile:
     backend, impl, _ = resolve(job)
     with torch.set_grad_enabled(job.case.training), backend.context():
         subject = build(job, impl or "", backend, budget.seed)
-        return profiled(job, subject, request.calls, trace, shapes=request.shapes)
+        found = profiled(job, subject, request.calls, trace, shapes=request.shapes)
+    return msgspec.structs.replace(found, parts=record.parts)
 
 
 def _with_proton(job: Job, budget: Budget, calls: int, path: Path) -> Profile:

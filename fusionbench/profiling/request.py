@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec import Struct
 
 from ..errors import FusionbenchError, printable
+from ..record import Parts
 
 FOLDER = Path("results/profiles")
 
@@ -51,6 +52,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     trace: str
     events: int
     proton: str = ""
+    parts: Parts | None = None  # of one call, as a sweep records them
 
     def of(self, place: str) -> list[Row]:
         """The rows of the host or of the device, largest first."""

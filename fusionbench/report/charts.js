@@ -1,5 +1,9 @@
-// Charts: one function per view; each draws itself, its summary, its legend and its caption, or says why it is empty.
+// Charts: what the views draw with: colours and symbols, axes, summaries, captions and legends.
 // A chart has at most one point per candidate and length (or dtype): hundreds, where SVG is good for 10,000.
+
+// A view is a file that adds a function here under the name of its section: it draws that section, its summary, its
+// legend and its caption, or says there why it is empty. They are drawn in the order in which page.py names them.
+const VIEWS = {};
 
 // Okabe & Ito (2008): distinct for colour-blind readers. 7 colours and 9 symbols meet again after 63 strategies.
 const COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C7A00"];
@@ -77,6 +81,15 @@ function logTicks(values, write) {
   return { tickvals: kept, ticktext: kept.map(write) };
 }
 
+// Labels beside each other need more room than those above each other.
+function logTicksAcross(values, write) {
+  const { tickvals, ticktext } = logTicks(values, write);
+  if (innerWidth >= 600) return { tickvals, ticktext };
+  const gap = 0.3 * Math.log(Math.max(...values) / Math.min(...values) || 2), kept = [];
+  for (const i of tickvals.keys()) if (!kept.length || Math.log(tickvals[i] / tickvals[kept.at(-1)]) >= gap) kept.push(i);
+  return { tickvals: kept.map((i) => tickvals[i]), ticktext: kept.map((i) => ticktext[i]) };
+}
+
 const round = (v) => Number(v.toPrecision(3));
 const tickTime = (ms) => (ms < 1 ? `${round(ms * 1000)} µs` : ms < 1000 ? `${round(ms)} ms` : `${round(ms / 1000)} s`);
 const tickMib = (m) => (m < 0.1 ? `${round(m * 1024)} KiB` : m < 1024 ? `${round(m)} MiB` : `${round(m / 1024)} GiB`);
@@ -109,12 +122,13 @@ function section(id, { summary, caption = "", empty = false }) {
   return chart;
 }
 
+// Entries with a note say more than a key: the first dozen are shown, the rest unfold.
 function legend(id, entries) {
-  const shown = entries.slice(0, 40);
-  $(`#${id} .legend`).replaceChildren(
-    ...shown.map(({ mark, name }) => node("span", { class: "key" }, mark, node("bdi", {}, cut(name, 60)))),
-    ...(entries.length > 40 ? [node("span", { class: "key soft" }, `and ${entries.length - 40} more`)] : []),
-  );
+  const box = $(`#${id} .legend`), noted = entries.some(({ note }) => note), most = noted ? 12 : 40;
+  const key = ({ mark, name, note }) => node("span", { class: "key" }, mark, node("span", {}, node("bdi", {}, cut(name, 60)), note ? node("span", { class: "soft" }, ` ${note}`) : null));
+  const [shown, more] = [entries.slice(0, most), entries.slice(most, 200)];
+  box.classList.toggle("noted", noted);
+  box.replaceChildren(...shown.map(key), ...(more.length ? [node("details", {}, node("summary", {}, `and ${entries.length - most} more`), node("div", { class: `legend${noted ? " noted" : ""}` }, ...more.map(key)))] : []));
 }
 
 function hover(row) {
@@ -136,208 +150,4 @@ function groupBy(items, key) {
     groups.get(k).push(item);
   }
   return groups;
-}
-
-// The shapes along one curve: the other length, or the ratio of both, stays as in the chosen shape.
-function curve(cells, shape, axis) {
-  if (axis !== "total") {
-    const other = axis === "text" ? "image" : "text";
-    return { cells: cells.filter((c) => c.ranked.length && c[other] === shape[other]), fixed: `${other} fixed at ${thousands(shape[other])} tokens` };
-  }
-  const ratioOf = (c) => Math.log(c.image / c.text);
-  return { cells: cells.filter((c) => c.ranked.length && Math.abs(ratioOf(c) - ratioOf(shape)) < 0.01), fixed: `image : text fixed at ${round(shape.image / shape.text)} : 1` };
-}
-
-const AXES = { text: "text tokens", image: "image tokens", total: "image + text tokens" };
-
-async function drawLatency(view) {
-  $("#latency").hidden = !view.curves;
-  if (!view.curves) return;
-  const { axis, by } = view;
-  const { cells, fixed } = curve(view.cells, view.shape, axis);
-  if (cells.length < 2) {
-    section("latency", { summary: `Only one length was timed with ${fixed}: choose another shape or length.`, empty: true });
-    return;
-  }
-  const lengthOf = (row) => (axis === "total" ? value("image", row) + value("text", row) : value(axis, row));
-  const rows = cells.flatMap((c) => c.ranked);
-  const lengths = rows.map(lengthOf);
-  const groups = [...groupBy(rows, (row) => candidate(row, by)).values()];
-  const traces = groups.map((members) => {
-    const { name, strategy, backend } = seriesOf(members[0], by);
-    const points = [...members].sort((a, b) => lengthOf(a) - lengthOf(b));
-    const ms = (what) => points.map((row) => number(what, row));
-    return {
-      type: "scatter", mode: "lines+markers", name: plain(name), x: points.map(lengthOf), y: ms("median_ms"),
-      error_y: { type: "data", symmetric: false, array: points.map((r) => number("high_ms", r) - number("median_ms", r)),
-        arrayminus: points.map((r) => number("median_ms", r) - number("low_ms", r)), thickness: 1, width: 3, color: colourOf(strategy) },
-      line: { color: colourOf(strategy), width: 2, dash: by === "strategy" ? "solid" : dashOf(backend) },
-      marker: { symbol: symbolOf(strategy), size: 8, color: colourOf(strategy) },
-      text: points.map(hover), hovertemplate: "%{text}<extra></extra>",
-    };
-  });
-  const ys = rows.flatMap((row) => [number("low_ms", row), number("high_ms", row)]); // the bars stay inside
-  const [least, most] = [Math.min(...lengths), Math.max(...lengths)];
-  const last = cells.find((c) => lengthOf(c.first) === most);
-  const growth = slope(groups, lengthOf, last.ranked[0], by);
-  const chart = section("latency", {
-    summary: `From ${thousands(least)} to ${thousands(most)} ${AXES[axis]}, ${fixed}. At the longest: ${sentence(verdict(last))}`
-      + (growth === null ? "" : ` The fastest’s time grows as length to the power ${growth.toFixed(2)} over the last step.`),
-    caption: `Both axes are logarithmic; bars are 95 % intervals.${by === "strategy" ? " Each point is the strategy’s fastest backend at that length." : ""}`,
-  });
-  await Plotly.react(chart, traces, layout({
-    xaxis: { type: "log", title: { text: AXES[axis] }, range: logRange(lengths, 0.04), ...lengthTicks(lengths) },
-    yaxis: { type: "log", range: logRange(ys), ...logTicks(ys, tickTime) },
-  }), CONFIG);
-  legend("latency", groups.map((members) => {
-    const s = seriesOf(members[0], by);
-    return { mark: icon(s.strategy, by === "strategy" ? 0 : s.backend), name: s.name };
-  }));
-}
-
-function slope(groups, lengthOf, row, by) {
-  const members = groups.find((g) => candidate(g[0], by) === candidate(row, by));
-  const sorted = [...members].sort((a, b) => lengthOf(a) - lengthOf(b)).slice(-2);
-  if (sorted.length < 2 || lengthOf(sorted[0]) === lengthOf(sorted[1])) return null;
-  return Math.log(number("median_ms", sorted[1]) / number("median_ms", sorted[0])) / Math.log(lengthOf(sorted[1]) / lengthOf(sorted[0]));
-}
-
-async function drawRanking(view) {
-  const ranked = view.shape ? view.shape.ranked : [];
-  if (!ranked.length) { section("ranking", { summary: "Nothing was timed at this shape under these filters.", empty: true }); return; }
-  const shown = ranked.slice(0, 40).reverse();
-  const tied = new Set(view.shape.ties);
-  const chart = section("ranking", {
-    summary: `${shapeName(ranked[0])}, ${conditionName(ranked[0])}. ${sentence(verdict(view.shape))}`,
-    caption: "Dots are medians, bars 95 % intervals; hollow dots cannot be told from the fastest." + (ranked.length > 40 ? ` The 40 fastest of ${ranked.length}.` : ""),
-  });
-  chart.style.height = `${Math.max(150, 70 + shown.length * 27)}px`;
-  const ms = (name) => shown.map((row) => number(name, row));
-  const names = shown.map((row) => plain(cut(candidateName(row), innerWidth < 600 ? 22 : 46)));
-  const many = ms("high_ms").concat(ms("low_ms"));
-  const log = Math.max(...many) / Math.min(...many) > 8;
-  const ratios = shown.map((row) => (row === ranked[0] ? "" : (tied.has(row) ? "≈ " : "") + times(ratio(ranked[0], row).value)));
-  const range = log ? logRange(many, 0.05) : [0, Math.max(...many) * 1.05];
-  range[1] += (range[1] - range[0]) * (innerWidth < 600 ? 0.34 : 0.1); // room for the ratios
-  const unit = Math.max(...many) < 1 ? 1000 : 1;
-  const scaled = (values) => values.map((v) => v * unit);
-  const shift = log ? Math.log10(unit) : 0;
-  await Plotly.react(chart, [{
-    type: "scatter", mode: "markers", x: scaled(ms("median_ms")), y: shown.map((_, i) => i),
-    error_x: { type: "data", symmetric: false, array: shown.map((r) => unit * (number("high_ms", r) - number("median_ms", r))), arrayminus: shown.map((r) => unit * (number("median_ms", r) - number("low_ms", r))), thickness: 2, width: 0, color: css("--soft") },
-    marker: { size: 10, symbol: shown.map((row) => symbolOf(code("strategy", row)) + (tied.has(row) ? "-open" : "")), color: shown.map((row) => colourOf(code("strategy", row))), line: { width: 2, color: shown.map((row) => colourOf(code("strategy", row))) } },
-    hovertext: shown.map(hover), hovertemplate: "%{hovertext}<extra></extra>",
-  }, { // the ratios, beyond the end of each bar
-    type: "scatter", mode: "text", x: scaled(ms("high_ms")), y: shown.map((_, i) => i), hoverinfo: "skip",
-    text: ratios.map((r) => (r ? `   ${r}` : "")), textposition: "middle right", textfont: { color: css("--soft"), size: 12 }, cliponaxis: false,
-  }], layout({
-    xaxis: { type: log ? "log" : "linear", title: { text: `median latency, ${unit === 1000 ? "µs" : "ms"}${log ? ", logarithmic" : ""}` },
-      range: log ? range.map((v) => v + shift) : range.map((v) => v * unit), ...(log ? logTicks(scaled(many), (v) => thousands(round(v))) : { nticks: 7 }) },
-    yaxis: { tickvals: shown.map((_, i) => i), ticktext: names, range: [-0.7, shown.length - 0.3], showgrid: false, ticks: "", automargin: true },
-  }), CONFIG);
-}
-
-function drawWinners(view, pick) {
-  const images = [...new Set(view.cells.map((c) => c.image))].sort((a, b) => a - b);
-  const texts = [...new Set(view.cells.map((c) => c.text))].sort((a, b) => a - b);
-  const card = $("#winners");
-  card.hidden = view.cells.length < 2;
-  if (card.hidden) return;
-  const at = new Map(view.cells.map((c) => [`${c.image},${c.text}`, c]));
-  const timed = view.cells.filter((c) => c.ranked.length);
-  const clear = timed.filter((c) => !c.ties.length && c.ranked.length > 1);
-  const alone = timed.filter((c) => c.ranked.length === 1).length;
-  const wins = [...groupBy(clear, (c) => candidate(c.ranked[0], view.by)).values()].sort((a, b) => b.length - a.length);
-  const tally = wins.slice(0, 3).map((g) => `${seriesOf(g[0].ranked[0], view.by).name} ${g.length}`).join(", ");
-  const summary = `${plural(timed.length, "shape")} timed. Clear winners: ${tally || "none"}${wins.length > 3 ? " …" : ""}. No clear winner at ${timed.length - clear.length - alone}${alone ? `; a single candidate at ${alone}` : ""}.`;
-  section("winners", { summary, caption: "Cells name the fastest and how far the next one is behind it; “≈” where their intervals overlap. Select a cell to rank its candidates." });
-  const head = node("tr", {}, node("th", { class: "corner", scope: "col" }, node("span", {}, "image ↓  text →")), ...texts.map((t) => node("th", { scope: "col" }, thousands(t))));
-  const body = images.map((image) => node("tr", {}, node("th", { scope: "row" }, thousands(image)), ...texts.map((text) => winnerCell(at.get(`${image},${text}`), view, pick))));
-  $(".grid-wrap", card).replaceChildren(node("table", { class: "grid" }, node("thead", {}, head), node("tbody", {}, ...body)));
-}
-
-function winnerCell(cell, view, pick) {
-  if (!cell) return node("td", {}, node("span", { class: "cell none" }, "not run"));
-  if (!cell.ranked.length) return node("td", {}, node("span", { class: "cell none" }, cell.failed ? "failed" : "skipped"));
-  const [winner, second] = cell.ranked;
-  const name = seriesOf(winner, view.by).name;
-  const margin = second === undefined ? "alone" : cell.ties.length ? `≈ ${plural(cell.ties.length, "tie")}` : times(ratio(winner, second).value);
-  const chosen = view.shape && view.shape.key === cell.key;
-  const button = node("button", { type: "button", class: `cell${cell.ties.length ? " tie" : ""}`, "aria-pressed": String(chosen), title: sentence(verdict(cell)), onclick: () => pick(cell) },
-    node("span", { class: "who" }, icon(code("strategy", winner)), breakable(name)), node("span", { class: "margin" }, margin));
-  button.style.setProperty("--tint", colourOf(code("strategy", winner)));
-  return node("td", {}, button);
-}
-
-async function drawMemory(view) {
-  const rows = view.shape ? view.shape.ranked.filter((row) => number("peak_mib", row) >= 0) : [];
-  if (!rows.length) { section("memory", { summary: "No memory was measured at this shape under these filters.", empty: true }); return; }
-  const floor = Math.min(...rows.map((r) => number("peak_mib", r)).filter((v) => v > 0), 1) / 2;
-  const mib = (row) => Math.max(number("peak_mib", row), floor);
-  const front = [];
-  for (const row of rows) if (!front.length || mib(row) < mib(front.at(-1))) front.push(row);
-  const leanest = [...rows].sort((a, b) => mib(a) - mib(b))[0];
-  const summary = `${shapeName(rows[0])}, ${conditionName(rows[0])}. ` + (front.length === 1 ? `${candidateName(rows[0])} is both the fastest and the leanest (${digits(mib(rows[0]))} MiB).`
-    : `${candidateName(rows[0])} is ${view.shape.ties.length ? "among the fastest" : "fastest"} with ${digits(mib(rows[0]))} MiB, ${candidateName(leanest)} leanest with ${digits(mib(leanest))} MiB.`);
-  const chart = section("memory", { summary, caption: "Lower left is better. The line joins the candidates that no other beats in both; the rest are faint. Memory is the peak above inputs and weights." });
-  const best = new Set(front);
-  const groups = [...groupBy(rows, (row) => code("strategy", row))];
-  const line = { type: "scatter", mode: "lines", x: front.map((r) => number("median_ms", r)), y: front.map(mib), line: { color: css("--soft"), width: 1, dash: "dot" }, hoverinfo: "skip" };
-  const traces = groups.map(([s, members]) => ({
-    type: "scatter", mode: "markers", name: plain(value("strategy", members[0])), x: members.map((r) => number("median_ms", r)), y: members.map(mib),
-    marker: { size: 12, symbol: symbolOf(s), color: colourOf(s), opacity: members.map((r) => (best.has(r) ? 1 : 0.45)) },
-    text: members.map(hover), hovertemplate: "%{text}<extra></extra>",
-  }));
-  const xs = rows.map((r) => number("median_ms", r)), ys = rows.map(mib);
-  await Plotly.react(chart, [line, ...traces], layout({
-    xaxis: { type: "log", title: { text: "median latency" }, range: logRange(xs), ...logTicks(xs, tickTime) },
-    yaxis: { type: "log", range: logRange(ys), ...logTicks(ys, tickMib) },
-  }), CONFIG);
-  legend("memory", groups.map(([s, members]) => ({ mark: icon(s), name: value("strategy", members[0]) })));
-}
-
-async function drawError(view) {
-  const worst = new Map(); // dtype → candidate → its worst row
-  for (const row of view.rows) {
-    if (!(number("rel_l2", row) >= 0)) continue;
-    const dtype = value("dtype", row), who = candidate(row, view.by);
-    if (!worst.has(dtype)) worst.set(dtype, new Map());
-    const held = worst.get(dtype).get(who);
-    if (held === undefined || number("rel_l2", row) > number("rel_l2", held)) worst.get(dtype).set(who, row);
-  }
-  const dtypes = DTYPES.filter((d) => worst.has(d)).concat([...worst.keys()].filter((d) => !DTYPES.includes(d)));
-  if (!dtypes.length) { section("error", { summary: "No error was measured under these filters.", empty: true }); return; }
-  const order = [...new Set(dtypes.flatMap((d) => [...worst.get(d).keys()]))].sort((a, b) => a - b);
-  const step = Math.min(0.12, 0.72 / Math.max(1, order.length - 1));
-  const place = (d, who) => {
-    const here = order.filter((other) => worst.get(d).has(other));
-    return dtypes.indexOf(d) + (here.indexOf(who) - (here.length - 1) / 2) * step;
-  };
-  const points = dtypes.flatMap((d) => [...worst.get(d)].map(([who, row]) => ({ x: place(d, who), row, error: number("rel_l2", row), yard: number("yardstick_rel_l2", row) })));
-  const positive = points.flatMap((p) => [p.error, p.yard]).filter((v) => v > 0);
-  const floor = (positive.length ? Math.min(...positive) : 1e-8) / 4;
-  const exact = points.filter((p) => p.error === 0).length;
-  const summary = dtypes.map((d) => {
-    const errors = [...worst.get(d).values()].map((r) => number("rel_l2", r));
-    const [low, high] = [small(Math.min(...errors)), small(Math.max(...errors))];
-    return low === high ? `${d}: ${low}` : `${d}: ${low} to ${high}`;
-  }).join("; ") + " (worst relative L2 error of each candidate over the shapes shown).";
-  const chart = section("error", { summary, caption: "Against a reference in higher precision. The short grey line is the yardstick: eager PyTorch on the same job."
-    + (exact ? ` ${plural(exact, "exact result")} (error 0) drawn at the lower edge.` : "") });
-  const at = (v) => Math.max(v, floor);
-  const dense = order.length * dtypes.length * (innerWidth < 600 ? 3 : 1) > 96;
-  const ys = points.flatMap((p) => [at(p.error), p.yard >= 0 ? at(p.yard) : at(p.error)]);
-  const yardstick = { type: "scatter", mode: "markers", name: "eager PyTorch", x: points.map((p) => p.x), y: points.map((p) => (p.yard >= 0 ? at(p.yard) : null)),
-    marker: { symbol: "line-ew-open", size: dense ? 6 : 11, color: css("--soft"), line: { width: 2, color: css("--soft") } }, hoverinfo: "skip" };
-  const groups = [...groupBy(points, (p) => code("strategy", p.row))];
-  const traces = groups.map(([s, members]) => ({
-    type: "scatter", mode: "markers", name: plain(value("strategy", members[0].row)), x: members.map((p) => p.x), y: members.map((p) => at(p.error)),
-    marker: { symbol: symbolOf(s), size: dense ? 6 : 10, color: colourOf(s) },
-    text: members.map((p) => `<b>${plain(candidateName(p.row))}</b>, ${plain(value("dtype", p.row))}<br>${plain(shapeName(p.row))}<br>error ${small(p.error)}, eager PyTorch ${small(p.yard)}`), hovertemplate: "%{text}<extra></extra>",
-  }));
-  await Plotly.react(chart, [yardstick, ...traces], layout({
-    xaxis: { tickvals: dtypes.map((_, i) => i), ticktext: dtypes.map(plain), range: [-0.5, dtypes.length - 0.5], showgrid: false, ticks: "" },
-    yaxis: { type: "log", title: { text: innerWidth < 600 ? "" : "relative L2 error" }, range: logRange(ys), ...logTicks(ys, tickError) },
-  }), CONFIG);
-  legend("error", [...groups.map(([s, members]) => ({ mark: icon(s), name: value("strategy", members[0].row) })), { mark: node("span", { class: "yard" }), name: "eager PyTorch (yardstick)" }]);
 }

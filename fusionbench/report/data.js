@@ -19,14 +19,61 @@ const FAILED = ["wrong", "error", "oom", "crash", "timeout"];
 
 let D = null; // everything from the file
 
-async function unpack(text) {
-  const stream = new Blob([decoded(text)]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const data = JSON.parse(await new Response(stream).text());
-  for (const column of Object.values(data.columns)) {
-    if (column.codes) column.codes = Int32Array.from(column.codes);
-    else column.numbers = Float64Array.from(column.numbers, (v) => (v === null ? NaN : v));
-  }
+// The data and plotly are packed: unpacked they would be four times as long, and plotly would be read before the results.
+async function inflated(selector) {
+  const text = $(selector).textContent;
+  $(selector).remove();
+  return new Response(new Blob([decoded(text)]).stream().pipeThrough(new DecompressionStream("gzip")));
+}
+
+// Reading plotly takes longer than reading 100,000 results: it begins when they can be looked at.
+let plotly = null;
+const charting = () => (plotly ??= inflated("#plotly").then((unpacked) => unpacked.text()).then((text) => document.head.append(node("script", {}, text))));
+
+// See packing.py: the length of a JSON text, the text, the bytes of the columns.
+async function unpack(selector) {
+  const bytes = new Uint8Array(await (await inflated(selector)).arrayBuffer());
+  let at = 4 + new DataView(bytes.buffer).getUint32(0, true);
+  const data = JSON.parse(new TextDecoder().decode(bytes.subarray(4, at)));
+  const next = ({ type, length, all }) => {
+    if (all !== undefined) return new KINDS[type](length).fill(all);
+    const width = Number(type[1]), planes = bytes.subarray(at, (at += length * width));
+    return new KINDS[type](width === 1 ? planes.slice().buffer : woven(planes, length, width));
+  };
+  for (const column of Object.values(data.columns)) Object.assign(column, UNPACK[column.kind](column, column.arrays.map(next)));
+  for (const column of Object.values(data.columns)) if (column.of) multiply(column, data.columns[column.of].numbers);
+  for (const column of Object.values(data.columns)) if (column.words) spell(column);
   return data;
+}
+
+const KINDS = { i1: Int8Array, i2: Int16Array, i4: Int32Array, f4: Float32Array, f8: Float64Array };
+const UNPACK = {
+  codes: (_, [codes]) => ({ codes }),
+  numbers: (_, [numbers]) => ({ numbers }),
+  moments: ({ first }, [seconds]) => ({ numbers: Float64Array.from(seconds, (s) => (s < 0 ? NaN : first + s)) }),
+  texts: (_, [codes, flat, counts]) => ({ codes, flat, counts }),
+};
+
+function woven(planes, length, width) {
+  const bytes = new Uint8Array(length * width);
+  for (let plane = 0; plane < width; plane++) {
+    for (let i = 0, from = plane * length, to = plane; i < length; i++, to += width) bytes[to] = planes[from + i];
+  }
+  return bytes.buffer;
+}
+
+function multiply({ numbers, power }, by) {
+  if (power === 1) for (let row = 0; row < numbers.length; row++) numbers[row] *= by[row];
+  else for (let row = 0; row < numbers.length; row++) numbers[row] /= by[row];
+}
+
+// Keys are spelled when they are asked for: one of a row, or all for a search.
+function spell(column) {
+  const ends = new Int32Array(column.counts.length);
+  column.counts.forEach((count, i) => { ends[i] = (i ? ends[i - 1] : 0) + count; });
+  column.text = (c) => Array.from(column.flat.subarray(c ? ends[c - 1] : 0, ends[c]), (word) => column.words[word]).join("");
+  let all = null;
+  Object.defineProperty(column, "values", { get: () => (all ??= Array.from(ends, (_, c) => column.text(c))) });
 }
 
 function decoded(text) {
@@ -40,11 +87,14 @@ function decoded(text) {
 function value(name, row) {
   const column = D.columns[name];
   if (!column) return null;
-  if (column.numbers) return Number.isNaN(column.numbers[row]) ? null : column.numbers[row];
+  if (column.numbers) return Number.isNaN(column.numbers[row]) ? null : column.kind === "moments" ? moment(column.numbers[row]) : known(column.numbers[row]);
   const code = column.codes[row];
-  return code < 0 ? null : column.values[code];
+  return code < 0 ? null : column.text ? column.text(code) : column.values[code];
 }
 
+const moment = (seconds) => new Date(seconds * 1000).toISOString().replace(".000", "");
+// A column's floats hold whole numbers to 2 ** 17 and five digits of others: what is behind them is the float's own.
+const known = (v) => (Number.isInteger(v) && Math.abs(v) <= 131072 ? v : Number(v.toPrecision(5)));
 const number = (name, row) => (D.columns[name] ? D.columns[name].numbers[row] : NaN);
 const code = (name, row) => D.columns[name].codes[row];
 const isOk = (row) => D.ok[row] === 1;
@@ -53,7 +103,9 @@ function prepare(data) {
   D = data;
   const status = D.columns.status;
   const good = status.values.indexOf("ok");
-  D.ok = Uint8Array.from(status.codes, (c, row) => (c === good && number("median_ms", row) > 0 ? 1 : 0));
+  const median = D.columns.median_ms?.numbers;
+  D.ok = new Uint8Array(D.rows);
+  if (median) for (let row = 0; row < D.rows; row++) D.ok[row] = status.codes[row] === good && median[row] > 0 ? 1 : 0;
   D.facets = [...ALWAYS, ...SOMETIMES.filter((name) => D.columns[name].values.length > 1)];
   D.order = Object.fromEntries(D.facets.map((name) => [name, sortedCodes(name)]));
   D.varying = distinguishing().filter((name) => !["dtype", "device", "mode"].includes(name));
@@ -62,7 +114,7 @@ function prepare(data) {
 // The columns that tell conditions apart: heads that always follow the width would say nothing.
 function distinguishing() {
   const seen = new Map(), none = D.columns.condition.codes;
-  for (let row = 0; row < D.rows; row++) if (!seen.has(none[row])) seen.set(none[row], row);
+  for (let row = 0; row < D.rows; row++) if ((row === 0 || none[row] !== none[row - 1]) && !seen.has(none[row])) seen.set(none[row], row);
   const rows = [...seen.values()];
   let signatures = rows.map(() => ""), count = Math.min(1, rows.length);
   return CONDITION.filter((name) => {
@@ -124,8 +176,8 @@ function node(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Long names break after ":" and "_", not in the middle of a word.
-const breakable = (name) => node("bdi", {}, ...cut(String(name), 100).split(/(?<=[:_])/).flatMap((part) => [part, node("wbr")]));
+// Long names break after ":", "_" and before the backend, not in the middle of a word.
+const breakable = (name) => node("bdi", {}, ...cut(String(name), 100).split(/(?<=[:_]|·\u00a0)/).flatMap((part) => [part, node("wbr")]));
 
 const thousands = (n) => n.toLocaleString("en-US");
 const plural = (n, word) => `${thousands(n)} ${word}${n === 1 ? "" : "s"}`;
@@ -149,7 +201,8 @@ const small = (v) => (v === null || !Number.isFinite(v) ? "–" : v === 0 ? "0" 
 const cut = (text, limit) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
 
 // plotly reads <b>, <a> and &…; in its texts, and does not break lines.
-const plain = (text) => cut(String(text), 80).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const inert = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const plain = (text) => inert(cut(String(text), 80));
 const quote = (text) => (/^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\"'\"'")}'`);
 
 function jobKey(row) {

@@ -1,4 +1,4 @@
-"""One HTML file with everything in it: style, plotly, scripts, and the data in a form that stays data."""
+"""One HTML file with everything in it: style, scripts, plotly, and the data in a form that stays data."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 
 import jinja2
 import msgspec
-import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from ..errors import printable
 from ..record import Environment
+from . import packing
 from .files import replacing
+from .packing import LONGEST
 
-LONGEST = 2000  # characters of one text that a page carries
+_PLOTLY = "plotly-cartesian.min.js"  # of npm: all that the charts draw, read in a third of the whole one's time
 
 
 def write(
@@ -35,9 +34,8 @@ def write(
 ) -> Path:
     """Fill ``template`` of this folder with its ``styles`` and ``scripts`` and with ``payload``, packed.
 
-    The scripts share one scope in the order given and find the payload in ``#data``.
+    The scripts share one scope in the order given and find the payload in ``#data``, its ``columns`` as packing.Column.
     """
-    data = base64.b64encode(gzip.compress(msgspec.json.encode(payload), compresslevel=6, mtime=0)).decode()
     pages = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -48,9 +46,9 @@ def write(
     html = pages.get_template(template).render(
         title=printable(title),
         style=Markup("\n".join(map(_read, styles))),  # noqa: S704 - package data
-        plotly=Markup(get_plotlyjs()),  # noqa: S704 - the installed package
         script=Markup(f"(() => {{\n{script}\n}})();"),  # noqa: S704 - package data
-        data=data,
+        plotly=_folded(f"/*\n{_read('plotly.LICENSE')}*/\n{_read(_PLOTLY)}".encode(), 9),
+        data=_folded(packing.pack(payload), 6),
         **values,
     )
     with replacing(path) as temporary:
@@ -65,12 +63,9 @@ def environment(found: Environment) -> dict[str, Any]:
     return {name: printable(v, LONGEST) if isinstance(v, str) else v for name, v in shown.items()}
 
 
-def rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Six significant digits: the samples are not known better, and the page is half as large."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = 10.0 ** (5 - np.floor(np.log10(np.abs(values))))
-        result: npt.NDArray[np.float64] = np.where(values == 0, 0.0, np.round(values * scale) / scale)
-    return result
+def _folded(data: bytes, level: int) -> str:
+    """Letters that no text of a result can leave: base64 of gzip, the same for the same bytes."""
+    return base64.b64encode(gzip.compress(data, compresslevel=level, mtime=0)).decode()
 
 
 def _read(name: str) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ..presets import departures
-from ..record import Deviation, Environment, Record, Roofline
+from ..record import PARTS, Deviation, Environment, Record, Roofline
 from ..roofline import NO_PRODUCTS, UNKNOWN, Probe, limits, sound, working_set
 from .columns import Floats, integer, number, ratio, text
 from .timings import device, timing
@@ -35,7 +35,7 @@ def frame(
     of the sampled time. ``low_ms`` and ``high_ms`` bound the median at 95 %; they are the extremes below 6 samples.
     Percentiles are NA where there are too few samples (stats.least_samples). ``launch_share`` is 1 - kernel / hot, or
     where those are not known 1 - graph / cold; ``of_bound`` the least time that one of ``rooflines`` allows as a share
-    of the median.
+    of the median. Of ``share_attention`` and the other parts ``_parts`` has more.
     """
     columns: dict[str, Any] = {}
     _identity(columns, records)
@@ -43,6 +43,7 @@ def frame(
     timing(columns, records)
     device(columns, records)
     _measures(columns, records)
+    _parts(columns, records)
     _provenance(columns, records, environments)
     _bounds(columns, records, rooflines)
     return pd.DataFrame(columns)
@@ -111,6 +112,20 @@ def _measures(columns: dict[str, Any], records: Sequence[Record]) -> None:
     _deviations(columns, "yardstick_", [a.yardstick if a else None for a in accuracies])
     _deviations(columns, "grad_", [a.gradient if a else None for a in accuracies])
     _deviations(columns, "grad_yardstick_", [a.gradient_yardstick if a else None for a in accuracies])
+
+
+def _parts(columns: dict[str, Any], records: Sequence[Record]) -> None:
+    """The shares of a call's time: of what its ops or kernels were for, and in which none of them ran.
+
+    The latter is what the ops leave of the quickest sample, or the kernels of the ``hot`` timer's median.
+    """
+    spent_ms = {p: number([getattr(r.parts, f"{p}_ns") / 1e6 if r.parts else None for r in records]) for p in PARTS}
+    busy_ms = sum(spent_ms.values(), np.zeros(len(records)))
+    call_ms = np.where(columns["timer"] == "wall", columns["min_ms"], columns["hot_ms"])
+    whole_ms = np.fmax(call_ms, busy_ms)
+    for name, values in spent_ms.items():
+        columns[f"share_{name}"] = ratio(values, whole_ms)
+    columns["share_gaps"] = np.where(np.isnan(call_ms), np.nan, ratio(whole_ms - busy_ms, whole_ms))
 
 
 def _deviations(columns: dict[str, Any], prefix: str, found: Sequence[Deviation | None]) -> None:

@@ -81,7 +81,7 @@ function toggled(s, job) {
   if (!job.open) { if (body) { const chart = $(".chart", body); if (chart && chart.data) Plotly.purge(chart); body.remove(); } return; }
   if (body) return;
   job.append(bodyNode(s));
-  queue(() => (job.open && job.isConnected ? drawJob(s, $(".chart", job)) : null));
+  queue(() => charting().then(() => (job.open && job.isConnected ? drawJob(s, $(".chart", job)) : null)));
 }
 
 function queue(draw) {
@@ -191,8 +191,7 @@ function fill() {
 }
 
 async function start() {
-  D = await unpack($("#data").textContent);
-  $("#data").remove();
+  D = await unpack("#data");
   readFragment();
   fill();
   drawOnce();

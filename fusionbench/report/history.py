@@ -17,7 +17,7 @@ from ..errors import printable
 from ..history import History, Interval, Point, Segment, Series, Shift
 from ..record import Environment
 from . import document
-from .document import LONGEST
+from .packing import LONGEST
 
 _SCRIPTS = ("data.js", "charts.js", "history_chart.js", "history.js")
 _DIGITS = 5  # of a time on the page: an interval of 0.1 % is still seen

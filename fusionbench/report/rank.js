@@ -12,9 +12,10 @@ function candidateName(row) {
 function rankCells(rows, by) {
   const cells = new Map();
   const median = D.columns.median_ms ? D.columns.median_ms.numbers : null;
+  let cell = null; // of the row before, and mostly of this one: the file keeps the rows of a cell together
   for (const row of rows) {
     const key = code("cell", row);
-    let cell = cells.get(key);
+    if (!cell || cell.key !== key) cell = cells.get(key);
     if (!cell) cells.set(key, (cell = { key, first: row, best: new Map(), failed: 0, total: 0 }));
     cell.total++;
     if (!isOk(row)) { if (value("status", row) !== "skipped") cell.failed++; continue; }
@@ -60,7 +61,9 @@ function summariseConditions(cells) {
   return [...found.values()].sort((a, b) => b.timed - a.timed || a.id - b.id);
 }
 
-// The parts of a sentence; {b: …} is emphasised.
+const EQUAL = 0.005; // so near to 1 a ratio of parameters is a matter of biases
+
+// The parts of a sentence; {b: …} is a name or figure to emphasise, {name: …} one that is not, {soft: …} stands back.
 function verdict(cell) {
   const [winner, second] = cell.ranked;
   if (winner === undefined) return ["Nothing was timed at ", { b: shapeName(cell.first) }, "."];
@@ -73,10 +76,25 @@ function verdict(cell) {
     return ["No clear winner: ", { b: list }, ` ${names.length === 2 ? "both" : "all"} take about ${time}; their 95 % intervals overlap.`];
   }
   const r = ratio(winner, second);
-  return [{ b: candidateName(winner) }, ` is fastest: ${time}, `, { b: times(r.value) },
-    ` ahead of ${candidateName(second)} [${r.low.toFixed(2)}–${r.high.toFixed(2)}].`];
+  return [{ b: candidateName(winner) }, " is ", { b: times(r.value) }, " faster than ", { name: candidateName(second) }, ` [${r.low.toFixed(2)}, ${r.high.toFixed(2)}]`
+    + `${parameters(winner, second)}: ${time} against ${duration(number("median_ms", second))}.`];
+}
+
+// Nothing where one of the two has none, or where they were not counted.
+function parameters(winner, other) {
+  const [own, others] = [number("params", winner), number("params", other)];
+  if (!(own > 0 && others > 0)) return "";
+  return Math.abs(own / others - 1) < EQUAL ? " at equal parameters" : ` with ${digits(own / others, 2)}\u00a0× the parameters`;
+}
+
+// The verdict of a shape, with where it holds before it.
+function headline(cell) {
+  const row = cell.ranked[0];
+  if (row === undefined) return verdict(cell);
+  const where = [`image ${thousands(cell.image)} × text ${thousands(cell.text)}`, value("dtype", row), value("hardware", row) || value("device", row)];
+  return [{ soft: `For ${where.join(", ")}: ` }, ...verdict(cell)];
 }
 
 function sentence(parts) {
-  return parts.map((part) => (typeof part === "string" ? part : part.b)).join("");
+  return parts.map((part) => (typeof part === "string" ? part : part.b ?? part.name ?? part.soft)).join("");
 }

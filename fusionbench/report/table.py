@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import counted, printable
-from ..record import FAILED, Environment
+from ..record import FAILED, PARTS, Environment
 from .frame import NOTES_APART
 from .rank import latest, ranked
 
@@ -154,7 +154,17 @@ def _ranking(group: pd.DataFrame) -> list[Column]:
         ("launches", True, [_number(r["launch_share"], ".0%") for r in lines]),
         ("mJ", True, [_number(r["joules_per_call"] * 1e3, ".3g") for r in lines]),
         ("waited", True, [_number(r["contention"], ".1%") for r in lines]),
+        ("mostly", False, [_mostly(r) for r in lines]),
     ]
+
+
+def _mostly(row: pd.Series) -> Text:
+    """What most of a call's time goes to, with its share."""
+    shares = {part: row[f"share_{part}"] for part in (*PARTS, "gaps") if row[f"share_{part}"] > 0}
+    if not shares:
+        return Text("–", style="dim")
+    part = max(shares, key=lambda each: shares[each])
+    return Text(f"{part.replace('_', '-')} {shares[part]:.0%}")
 
 
 def _name(value: object) -> Text:

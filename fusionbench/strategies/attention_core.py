@@ -88,7 +88,10 @@ class AttentionCore(nn.Module):
         if self.direction == "image_to_text":
             queries, context, mask = image, text, text_mask
         q, k, v = (split_heads(x, self.heads) for x in (queries, *context.chunk(2, dim=-1)))
-        return merge_heads(attend(q, k, v, self.impl, mask))
+        return merge_heads(self.read(q, k, v, mask))
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        return attend(q, k, v, self.impl, mask)
 
 
 @strategy(
@@ -149,9 +152,14 @@ class AttentionCoreShared(nn.Module):
             raise MissingModalityError("attention_core_shared has nothing to attend to without both modalities")
         q, v_text = (split_heads(x, self.heads) for x in text.chunk(2, dim=-1))
         k, v_image = (split_heads(x, self.heads) for x in image.chunk(2, dim=-1))
-        read = _ONE_AFFINITY.get(self.impl, self._two_calls)
-        for_text, for_image = read(q, k, v_text, v_image, text_mask, image_mask)
+        for_text, for_image = self.read(q, k, v_text, v_image, text_mask, image_mask)
         return merge_heads(for_text), merge_heads(for_image)
+
+    def read(
+        self, q: Tensor, k: Tensor, v_text: Tensor, v_image: Tensor, text_mask: Mask, image_mask: Mask
+    ) -> tuple[Tensor, Tensor]:
+        read = _ONE_AFFINITY.get(self.impl, self._two_calls)
+        return read(q, k, v_text, v_image, text_mask, image_mask)
 
     def _two_calls(
         self, q: Tensor, k: Tensor, v_text: Tensor, v_image: Tensor, text_mask: Mask, image_mask: Mask

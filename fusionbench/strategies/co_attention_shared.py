@@ -86,10 +86,16 @@ class CoAttentionShared(nn.Module):
         i, t = self.image_norm(image), self.text_norm(text)
         q, k = split_heads(self.text_query(t), self.heads), split_heads(self.image_key(i), self.heads)
         v_text, v_image = split_heads(self.text_value(t), self.heads), split_heads(self.image_value(i), self.heads)
-        read = {"eager": shared_attention, "triton": fused_attention}.get(self.impl, self._two_calls)
-        for_text, for_image = read(q, k, v_text, v_image, text_mask, image_mask)
+        for_text, for_image = self.read(q, k, v_text, v_image, text_mask, image_mask)
         text = self.text_ffn(text + self.text_out(merge_heads(for_text)))
         return text, self.image_ffn(image + self.image_out(merge_heads(for_image)))
+
+    def read(
+        self, q: Tensor, k: Tensor, v_text: Tensor, v_image: Tensor, text_mask: Mask, image_mask: Mask
+    ) -> tuple[Tensor, Tensor]:
+        """What text tokens read from image tokens, and image tokens from text tokens."""
+        read = {"eager": shared_attention, "triton": fused_attention}.get(self.impl, self._two_calls)
+        return read(q, k, v_text, v_image, text_mask, image_mask)
 
     def _two_calls(
         self, q: Tensor, k: Tensor, v_text: Tensor, v_image: Tensor, text_mask: Mask, image_mask: Mask

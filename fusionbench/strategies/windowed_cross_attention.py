@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..attention import attend
 from ..blocks import Attention, Layer, layer_cost, merge_heads, own_attention, split_heads
 from ..cost import Cost, attention, copy
 from ..errors import MissingModalityError
@@ -69,7 +68,7 @@ class WindowedAttention(Attention):
             k, v = k[samples, rows].flatten(0, 1), v[samples, rows].flatten(0, 1)  # [B·blocks, window, I]
             mask = None if mask is None else mask[samples, rows].flatten(0, 1)
         q, k, v = (split_heads(part, self.heads) for part in (q.view(batch * blocks, block, -1), k, v))
-        attended: Tensor = self.out(merge_heads(attend(q, k, v, self.impl, mask)).view(batch, queries, -1))
+        attended: Tensor = self.out(merge_heads(self.read(q, k, v, mask)).view(batch, queries, -1))
         return attended
 
 

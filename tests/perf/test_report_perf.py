@@ -1,11 +1,14 @@
-"""How long 100,000 records take to frame, show, write, seal and open; `pytest tests/perf` runs it."""
+"""How long 100,000 records take to frame, show, write and seal, and pages to open; `pytest tests/perf` runs it."""
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from fusionbench.report.frame import frame
 from fusionbench.report.table import show
 from fusionbench.sealed import seal, unseal
 from tests.browser import Visit, browser, chromium
+from tests.perf.frames import tiled
 from tests.synthetic import ENVIRONMENTS, records
 
 COUNT = 100_000
@@ -84,7 +88,7 @@ def test_write_and_size(benchmark: BenchmarkFixture, items: list[Record], tmp_pa
     table = frame(items, ENVIRONMENTS)
     path = benchmark.pedantic(page.write, (tmp_path / "r.html", table, ENVIRONMENTS), rounds=3)
     benchmark.extra_info["bytes"] = path.stat().st_size
-    assert path.stat().st_size < 15_000_000
+    assert path.stat().st_size < 12_000_000
     assert slowest_s(benchmark) < 10
 
 
@@ -105,25 +109,59 @@ def test_csv(benchmark: BenchmarkFixture, items: list[Record], tmp_path: Path) -
     assert slowest_s(benchmark) < 10
 
 
+@dataclass(frozen=True)
+class Budget:
+    ready_s: float
+    most_bytes: float
+
+
+BUDGETS = {10_000: Budget(1.5, 12e6), 100_000: Budget(3.0, 12e6), 1_000_000: Budget(8.0, 40e6)}
+
+
 @pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.skipif(chromium() is None, reason="no chromium on the path (set FUSIONBENCH_CHROMIUM)")
-def test_open_and_filter(benchmark: BenchmarkFixture, items: list[Record], tmp_path: Path) -> None:
-    path = page.write(tmp_path / "r.html", frame(items, ENVIRONMENTS), ENVIRONMENTS)
-    ready: list[float] = []
-    chip = '[data-chip="dtype=fp32"]'
+@pytest.mark.parametrize("count", BUDGETS)
+def test_open_and_filter(benchmark: BenchmarkFixture, tmp_path: Path, count: int) -> None:
+    """From the file on disk to a page with its first chart, and from a click on a chip to the next counts."""
+    path = page.write(tmp_path / "r.html", tiled(count), ENVIRONMENTS)
+    found: dict[str, list[float]] = {"ready_ms": [], "main_thread_ms": [], "filter_ms": [], "sort_ms": []}
     with browser() as started:
 
         def run() -> None:
-            visit = Visit(started, path)
-            ready.append(visit.page.evaluate("window.fusionbenchReady"))
-            clicked = visit.page.evaluate(
-                f"(() => {{ const t = performance.now(); document.querySelector('{chip}').click(); "
-                "return performance.now() - t; })()"
-            )
-            benchmark.extra_info.setdefault("filter_ms", []).append(round(clicked))
-            visit.wait()
+            visit = Paced(started, path)
+            found["ready_ms"].append(visit.page.evaluate("window.fusionbenchReady"))
+            found["main_thread_ms"].append(visit.cpu_ms)
+            for name, what in {"filter_ms": '[data-chip="dtype=fp32"]', "sort_ms": '[data-sort="median_ms"]'}.items():
+                found[name].append(visit.page.evaluate(CLICK, what))
+                visit.wait()
+            assert visit.trouble == []
             visit.context.close()
 
         benchmark.pedantic(run, rounds=5)
-    benchmark.extra_info["ready_ms"] = [round(r) for r in ready]
-    assert min(ready) < 3000  # the best of five: the machine is shared
+    benchmark.extra_info.update({name: [round(each) for each in values] for name, values in found.items()})
+    benchmark.extra_info["megabytes"] = round(path.stat().st_size / 1e6, 1)
+    print(count, benchmark.extra_info)  # noqa: T201 - the figures for METHODOLOGY.md
+    assert path.stat().st_size < BUDGETS[count].most_bytes
+    assert min(found["ready_ms"]) < 1e3 * BUDGETS[count].ready_s  # the best of five: the machine is shared
+
+
+CLICK = "(what) => { const t = performance.now(); document.querySelector(what).click(); return performance.now() - t; }"
+
+
+class Paced(Visit):
+    """A visit that knows how long the page's own thread had computed when it was ready, whatever else ran meanwhile."""
+
+    cpu_ms = math.nan
+
+    def opening(self) -> None:
+        self.session = self.context.new_cdp_session(self.page)
+        self.session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def wait(self, limit_s: float = 60.0) -> None:
+        while not self.page.evaluate("window.fusionbenchReady"):
+            time.sleep(0.02)
+        if math.isnan(self.cpu_ms):
+            metrics = {each["name"]: each["value"] for each in self.session.send("Performance.getMetrics")["metrics"]}
+            self.cpu_ms = 1e3 * metrics["TaskDuration"]
+        super().wait(limit_s)

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-harness test-kernels perf lint gpu clean
+.PHONY: setup demo test test-harness test-kernels perf lint docs gpu clean
 
 setup: $(VENV)/ready
 
@@ -34,6 +34,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site: build/docs/index.html. A warning is an error.
+docs: setup
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/docs
 
 # On a machine with a CUDA device, from whatever Python has torch there: make gpu PYTHON=python3 GPU_OUT=results/h200
 GPU_OUT ?= results/h200

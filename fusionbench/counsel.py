@@ -31,7 +31,7 @@ def show(found: Advice, *, width: int, settle: str, everything: bool = False) ->
     parts += [Text(), *(line for text in _basis(found) for line in paragraph(text, width, "dim"))]
     if settle:
         parts += [Text(), *paragraph("to settle it, measure the candidates in doubt at this shape:", width, "")]
-        parts += [Text(f"    {settle}", no_wrap=True)]
+        parts += [Text(f"    {settle}", no_wrap=True, overflow="ignore")]
     return Group(*parts)
 
 
@@ -58,7 +58,8 @@ def answer(found: Advice) -> str:
     told = "measured" if first.measured else "predicted"
     others = [each for each in found.candidates if each is not first and each.place != "over budget"]
     if not others:
-        return f"take {first.name}, {told} at {time}; nothing else was measured"
+        rest = "no other keeps the limits" if len(found.candidates) > 1 else "nothing else was measured"
+        return f"take {first.name}, {told} at {time}; {rest}"
     second = min(others, key=lambda each: each.latency.value)
     ratio = Estimate(
         value=second.latency.value / first.latency.value,
@@ -75,8 +76,8 @@ def _table(candidates: Sequence[Candidate], width: int) -> list[Text]:
         ("advised", False, [Text(("= " if each.tie else "  ") + each.name) for each in candidates]),
         ("latency", True, [Text(_time(each.latency)) for each in candidates]),
         (f"{LEVEL:.0%} interval", True, [Text(_range(each.latency)) for each in candidates]),
-        ("memory", True, [Text(_memory(each.memory, width)) for each in candidates]),
-        ("error", True, [Text(_error(each.error, width)) for each in candidates]),
+        ("memory", True, [Text(_memory(each.memory)) for each in candidates]),
+        ("error", True, [Text(_error(each.error)) for each in candidates]),
         ("bound by", False, [Text(_bound(each)) for each in candidates]),
         (
             "from",
@@ -119,14 +120,14 @@ def _range(each: Estimate) -> str:
     return f"[{each.low * factor:.3g}, {each.high * factor:.3g}]"
 
 
-def _memory(each: Estimate | None, width: int) -> str:
-    return "unknown" if each is None else f"{each.value:.3g} MiB" + _give_or_take(each, width)
+def _memory(each: Estimate | None, room: int) -> str:
+    return "unknown" if each is None else f"{each.value:.3g} MiB" + _give_or_take(each, room)
 
 
-def _error(each: Estimate | None, width: int) -> str:
-    return "unknown" if each is None else f"{each.value:.1e}" + _give_or_take(each, width)
+def _error(each: Estimate | None, room: int) -> str:
+    return "unknown" if each is None else f"{each.value:.1e}" + _give_or_take(each, room)
 
 
-def _give_or_take(each: Estimate, width: int) -> str:
+def _give_or_take(each: Estimate, room: int) -> str:
     """How far the interval reaches up, as a share of the value."""
-    return f" ±{each.high / each.value - 1:.0%}" if width >= WIDE else ""
+    return f" ±{each.high / each.value - 1:.0%}" if room >= WIDE else ""

@@ -202,6 +202,12 @@ def test_nothing_to_advise_from_says_what_to_measure() -> None:
         told(case=case(dtype="fp16", device="cuda"))
 
 
+def test_a_rival_beyond_the_limits_is_not_told_as_unmeasured() -> None:
+    both = list(sweep([("cross_attention", "sdpa"), ("cross_attention", "eager")]))
+    assert counsel.answer(told(both, limits=Limits(ms=0.25))).endswith("; no other keeps the limits")
+    assert counsel.answer(told(both[: len(both) // 2])).endswith("; nothing else was measured")
+
+
 # the verb
 
 
@@ -231,6 +237,8 @@ def test_the_answer_fits_any_terminal(fusionbench, monkeypatch: pytest.MonkeyPat
     _, out, _ = fusionbench()
     wide = [line for line in out.splitlines() if len(line) > columns]
     assert [line.strip().split()[:2] for line in wide] in ([], [["fusionbench", "advise"]])
+    assert out.endswith(" --measure\n")  # the command is whole, to be copied
+    assert columns < 60 or "  cross_attention/sdpa  " in out  # nor is a name folded where there is room for it
 
 
 def test_scripts_get_json(fusionbench) -> None:  # type: ignore[no-untyped-def]

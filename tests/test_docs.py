@@ -108,7 +108,7 @@ def test_the_readmes_sweep_is_a_valid_suite() -> None:
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:
-    for document in ("README.md", "METHODOLOGY.md", "CONTRIBUTING.md"):
+    for document in ("README.md", "METHODOLOGY.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
             assert (ROOT / target).exists(), f"{document} links to {target}"
 

@@ -120,14 +120,14 @@ def _range(each: Estimate) -> str:
     return f"[{each.low * factor:.3g}, {each.high * factor:.3g}]"
 
 
-def _memory(each: Estimate | None, room: int) -> str:
-    return "unknown" if each is None else f"{each.value:.3g} MiB" + _give_or_take(each, room)
+def _memory(each: Estimate | None) -> str:
+    return "unknown" if each is None else f"{each.value:.3g} MiB" + _give_or_take(each)
 
 
-def _error(each: Estimate | None, room: int) -> str:
-    return "unknown" if each is None else f"{each.value:.1e}" + _give_or_take(each, room)
+def _error(each: Estimate | None) -> str:
+    return "unknown" if each is None else f"{each.value:.1e}" + _give_or_take(each)
 
 
-def _give_or_take(each: Estimate, room: int) -> str:
+def _give_or_take(each: Estimate) -> str:
     """How far the interval reaches up, as a share of the value."""
-    return f" ±{each.high / each.value - 1:.0%}" if room >= WIDE else ""
+    return f" ±{each.high / each.value - 1:.0%}"

@@ -2,6 +2,8 @@
 
 VIEWS.latency = drawLatency;
 
+const MOST_BANDS = 12; // of more curves the bands would hide each other
+
 async function drawLatency(view) {
   const reached = reach(view, Object.keys(AXES));
   $("#latency").hidden = reached[0][1] < 2;
@@ -17,7 +19,7 @@ async function drawLatency(view) {
   const curves = [...groupBy(rows, (row) => candidate(row, view.by)).values()].map((points) => latencyCurve(points, axis, view.by));
   const ys = rows.flatMap((row) => [number("low_ms", row), number("high_ms", row)]); // the bars stay inside
   const chart = section("latency", { summary: latencySummary(cells, fixed, axis, curves, view.by), caption: latencyCaption(curves, view.by) });
-  const bands = curves.filter((c) => c.fit && !c.fit.crooked).map((c) => band(c.fit, colourOf(c.strategy)));
+  const bands = curves.length > MOST_BANDS ? [] : curves.filter((c) => c.fit && !c.fit.crooked).map((c) => band(c.fit, colourOf(c.strategy)));
   await Plotly.react(chart, [...bands, ...curves.map((c) => c.trace)], layout({
     xaxis: { type: "log", title: { text: AXES[axis].title }, range: logRange(lengths, 0.04), ...lengthTicks(lengths) },
     yaxis: { type: "log", range: logRange(ys), ...logTicks(ys, tickTime) },
@@ -54,7 +56,8 @@ function latencySummary(cells, fixed, axis, curves, by) {
 
 function latencyCaption(curves, by) {
   const best = by === "strategy" ? " Each point is the strategy’s fastest backend there." : "";
-  const fitted = curves.some((c) => c.fit) ? " “∝\u00a0n^p” is the power fitted to the straight end of a curve, from the point named on (least squares of the logarithms), with its 95 % interval; the shaded band is that of the line."
+  const fitted = curves.some((c) => c.fit) ? " “∝\u00a0n^p” is the power fitted to the straight end of a curve, from the point named on (least squares of the logarithms), with its 95 % interval"
+    + (curves.length > MOST_BANDS ? "." : "; the shaded band is that of the line.")
     + " “not straight”: the last points are not within 5 % of a line, or leave the power open by more than 0.25." : "";
   return `Both axes are logarithmic; bars are 95 % intervals.${best}${fitted}`;
 }

@@ -50,7 +50,7 @@ function roofTrace(roof, main, left, right) {
 }
 
 function ridgeTrace(roof, bottom, along) {
-  return { type: "scatter", mode: "lines+markers+text", name: "ridge", x: [roof.ridge, roof.ridge], y: [bottom, roof.peak], hoverinfo: "skip", text: ["", `ridge ${digits(roof.ridge)}`], textposition: along > 0.7 ? "top left" : "top center",
+  return { type: "scatter", mode: "lines+markers+text", name: "ridge", x: [roof.ridge, roof.ridge], y: [bottom, roof.peak], hoverinfo: "skip", text: ["", `ridge ${digits(roof.ridge)}`], textposition: along > 0.7 ? "top left" : along < 0.3 ? "top right" : "top center",
     textfont: { size: 12, color: css("--soft") }, line: { color: css("--soft"), width: 1, dash: "dash" }, marker: { size: [0, 7], symbol: "diamond-open", color: css("--ink") }, cliponaxis: false };
 }
 

@@ -86,7 +86,7 @@ const boundsText = (where) => Object.entries(where).map(([name, most]) => `${nam
 // Which block sizes a call got can depend on sizes that no record holds: then each row that it may have had is shown.
 function kernelsNode(row) {
   const ours = (value("kernels", row) || "").split("; ").filter((name) => name.startsWith("triton:"));
-  if (!ours.length) return null;
+  if (!ours.length || !String(value("device", row)).startsWith("cuda")) return null; // elsewhere they are interpreted
   const head = node("h3", {}, "The kernels, compiled");
   if (!D.kernels) return node("section", {}, head, node("p", { class: "fine" }, "Registers, spills and shared memory stand here after ", node("code", {}, "fusionbench inspect --json kernels.json"), " in a report made with ", node("code", {}, "--kernels kernels.json"), "."));
   const rows = D.kernels.lists[D.kernels.list[row]].map((at) => D.kernels.profiles[at]);

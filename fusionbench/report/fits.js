@@ -43,7 +43,7 @@ function tail(points) {
 
 const lengthsOf = (fit) => fit.points.map((p) => Math.round(Math.exp(p.x)));
 const hundredths = (v) => v.toFixed(2).replace(/^-(0\.00)$/, "$1").replace("-", "−");
-const interval = (fit) => `[${hundredths(fit.low)}, ${hundredths(fit.high)}]`;
+const powerInterval = (fit) => `[${hundredths(fit.low)}, ${hundredths(fit.high)}]`;
 
 function band(fit, colour) {
   const [first, last] = [fit.points[0].x, fit.points.at(-1).x];

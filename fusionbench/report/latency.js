@@ -43,14 +43,14 @@ function latencyCurve(points, axis, by) {
 
 function growth(fit) {
   if (!fit) return "";
-  return fit.crooked ? `not straight; n^${hundredths(fit.power)} over the last step` : `∝\u00a0n^${hundredths(fit.power)} ${interval(fit)} from ${thousands(lengthsOf(fit)[0])}`;
+  return fit.crooked ? `not straight; n^${hundredths(fit.power)} over the last step` : `∝\u00a0n^${hundredths(fit.power)} ${powerInterval(fit)} from ${thousands(lengthsOf(fit)[0])}`;
 }
 
 function latencySummary(cells, fixed, axis, curves, by) {
   const [first, last] = [cells[0], cells.at(-1)].map((c) => thousands(lengthOf(axis, c.first)));
   const { fit } = curves.find((c) => c.who === candidate(cells.at(-1).ranked[0], by));
   const told = !fit ? "" : fit.crooked ? ` The fastest’s curve is not straight: over the last step its time grows to the power ${hundredths(fit.power)}.`
-    : ` The fastest’s time grows as the ${AXES[axis].sizes ? axis : "length"} to the power ${hundredths(fit.power)} ${interval(fit)}, fitted on ${lengthsOf(fit).map(thousands).join(", ")}.`;
+    : ` The fastest’s time grows as the ${AXES[axis].sizes ? axis : "length"} to the power ${hundredths(fit.power)} ${powerInterval(fit)}, fitted on ${lengthsOf(fit).map(thousands).join(", ")}.`;
   return `${AXES[axis].span(first, last)}, ${fixed}. At ${last}: ${sentence(verdict(cells.at(-1)))}${told}`;
 }
 

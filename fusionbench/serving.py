@@ -25,7 +25,7 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"  # as base.html
 )
 
-_INDEX_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_INDEX_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _HEAD_BYTES = 64 * 2**10  # in which a report has its title
 _TITLE = re.compile(rb"<title>(.*?)</title>", re.S)
 _STYLE = """

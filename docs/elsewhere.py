@@ -14,6 +14,7 @@ NEEDS = {
     "github": "In a repository on GitHub",
     "install": "Installs packages on your machine",
     "long": "Takes hours, or many runs",
+    "server": "Runs until you stop it",
 }
 
 

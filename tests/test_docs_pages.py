@@ -155,7 +155,7 @@ def test_a_command_that_needs_what_a_test_has_not_says_what_and_is_spelled_right
 
 
 def test_every_need_is_somebodys() -> None:
-    """The reasons why commands are not run here: a GPU, GitHub, an installation, hours."""
+    """The reasons why commands are not run here: a GPU, GitHub, an installation, hours, no end."""
     assert {block.info.split()[1] for _, block in ELSEWHERE} == set(module("elsewhere").NEEDS)
 
 

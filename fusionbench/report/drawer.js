@@ -120,6 +120,7 @@ function roundShapes(sizes) {
 }
 
 async function drawSamples(row, chart, samples) {
+  await charting();
   const unit = number("median_ms", row) < 1 ? 1000 : 1, y = Array.from(samples, (v) => v * unit), colour = colourOf(code("strategy", row));
   const [least, most] = [Math.min(...y), Math.max(...y)], log = most / least > 4, { shapes, annotations } = roundShapes(roundsOf(row));
   const [middle, low, high] = ["median_ms", "low_ms", "high_ms"].map((name) => number(name, row) * unit);

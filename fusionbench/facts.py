@@ -44,6 +44,13 @@ def of(record: Record) -> Facts:
     )
 
 
+def between(base: Record, head: Record, where: tuple[Environment, Environment]) -> tuple[int, tuple[Change, ...]]:
+    """How many facts two records of one job have in common, measured in these environments, and which differ."""
+    alike = not unlike(*where, base.job.case.device)
+    before, after = of(base), of(head)
+    return len(compared(before, after, alike=alike)), changes(before, after, alike=alike)
+
+
 def changes(base: Facts, head: Facts, *, alike: bool) -> tuple[Change, ...]:
     """Every fact that differs, in the order of NAMES; without tolerance.
 

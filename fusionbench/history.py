@@ -1,4 +1,4 @@
-"""The words of a history: runs, points in time, and the series, segments shifts and steps that they make up."""
+"""The words of a history: runs, points in time, and the series, segments, shifts and steps that they make up."""
 
 from __future__ import annotations
 

@@ -99,9 +99,7 @@ def _twins(request: Request, ready: Ready, jobs: Sequence[Job], stopping: Callab
 
 def _trial(request: Request, twins: Twins, listener: Listener) -> Trial:
     def compared(base: Record, head: Record) -> tuple[int, tuple[Change, ...]]:
-        alike = not facts.unlike(*twins.environments, base.job.case.device)
-        before, after = facts.of(base), facts.of(head)
-        return len(facts.compared(before, after, alike=alike)), facts.changes(before, after, alike=alike)
+        return facts.between(base, head, twins.environments)
 
     return Trial(twins.round, listener, compared, rounds=request.rounds)
 

@@ -154,9 +154,7 @@ def measured(jobs: Sequence[Job], rounds: int, stopping: Callable[[], bool], fil
 
 def _comparing(twins: Twins) -> Callable[[Record, Record], tuple[int, tuple[Change, ...]]]:
     def compared(base: Record, head: Record) -> tuple[int, tuple[Change, ...]]:
-        alike = not facts.unlike(*twins.environments, base.job.case.device)
-        before, after = facts.of(base), facts.of(head)
-        return len(facts.compared(before, after, alike=alike)), facts.changes(before, after, alike=alike)
+        return facts.between(base, head, twins.environments)
 
     return compared
 

@@ -29,7 +29,7 @@ KINDS = (
     ),
     Kind(
         "stood still",
-        r"^a sample took .* was the process suspended",
+        r"^a sample took .*, as if the process was stopped",
         "One sample is far longer than the rest, as after a suspension. It is kept; the median bears it.",
         "keep the machine awake, and measure again if the interval is wide",
     ),
@@ -47,7 +47,7 @@ KINDS = (
     ),
     Kind(
         "dtype is emulated",
-        r" is emulated on this (CPU|GPU) | is a format of GPUs; ",
+        r" is emulated on this (CPU|GPU) | is a format of GPUs, ",
         "The hardware has no instructions for this dtype and converts: the error is right, the time says nothing about "
         "hardware that has them.",
         "compare times of this dtype only where it is native",
@@ -69,7 +69,7 @@ KINDS = (
         r"^no timer '",
         "One of the timers could not time this call; the others did. A call that synchronises cannot be captured in a "
         "CUDA graph.",
-        "see the note for what stood in the way",
+        "see the note for what stood in the way; --timer says which are tried",
     ),
     Kind(
         "differs from call to call",
@@ -85,7 +85,7 @@ KINDS = (
     ),
     Kind(
         "changed a setting",
-        r"^changed .*; it is put back$",
+        r"^changed .*; it is put back, ",
         "The job changed something of the process that is no part of its work; what follows is not affected.",
         "leave such settings alone in a plugin",
     ),

@@ -97,7 +97,7 @@ def test_a_stopped_sample_is_kept_and_told() -> None:
     (record,) = run(job("stops"), budget=msgspec.structs.replace(BUDGET, rounds=1))
     assert record.time is not None
     assert sum(sample > 600_000_000 for sample in record.time.samples_ns) == 1
-    (note,) = (note for note in remarked(record).notes if "suspended" in note)
+    (note,) = (note for note in remarked(record).notes if "as if the process was stopped" in note)
     assert note.startswith("a sample took 0.")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def unlike() -> str | None:
     return honesty._difference(first, second)
 
 
-NOTES = {
+NOTES: dict[str, Callable[[], tuple[str, ...] | str | None]] = {
     "waiting": lambda: remarks.waiting(replace(TIME, samples_ns=(10**6,) * 3, run_delay_ns=(10**6,) * 3)),
     "suspension": lambda: remarks.suspension(TIME),
     "tf32 on a CPU": lambda: native("tf32", "cpu", HERE),
@@ -58,10 +59,15 @@ def _household() -> list[str]:
     return list(HOUSEHOLD)
 
 
+def made_by(make: Callable[[], tuple[str, ...] | str | None]) -> tuple[str, ...]:
+    found = make()
+    assert found
+    return found if isinstance(found, tuple) else (found,)
+
+
 @pytest.mark.parametrize("name", NOTES)
 def test_a_note_has_a_cause_and_a_remedy(name: str) -> None:
-    found = cast(Any, NOTES[name])()
-    (note,) = found if isinstance(found, tuple) else (found,)
+    (note,) = made_by(NOTES[name])
     cause, semicolon, remedy = note.rpartition("; ")
     assert semicolon
     assert len(cause) > 20

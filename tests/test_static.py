@@ -39,7 +39,7 @@ def test_every_chart_in_sight_is_written_as_svg_and_png(tmp_path: Path) -> None:
     pytest.importorskip("choreographer", reason="pip install fusionbench[static]")
     path = page.write(tmp_path / "r.html", frame(records(5000), ENVIRONMENTS), ENVIRONMENTS)
     names = pictures_of(path, tmp_path / "charts")
-    assert {"latency.svg", "ranking.svg", "memory.svg", "error.svg"} <= set(names)
+    assert {"latency.svg", "ranking.svg", "pareto.svg", "error.svg"} <= set(names)
     assert {Path(name).stem for name in names if name.endswith("svg")} == {
         Path(name).stem for name in names if name.endswith("png")
     }

@@ -46,7 +46,7 @@ def test_every_strategy_is_measured_whole(name: str, mode: Mode) -> None:
     assert record.accuracy.reference == "fp64"
     assert (record.accuracy.gradient is not None) == (mode == "fwd_bwd")
     assert record.source == strategies()[name].source
-    phases = {"build", "first call", "honesty", "accuracy", "time", "recheck", "memory", "flops"}
+    phases = {"build", "first call", "honesty", "accuracy", "time", "recheck", "memory", "flops", "parts"}
     assert set(record.phases_s) == phases
     assert decode_record(encode_record(record)) == record
 

@@ -21,6 +21,7 @@ from .record import Environment, Record
 from .rounds import rounds_of
 from .runner import Engine, Listener, Outcome, run
 from .shard import Identity
+from .slices import Slices
 from .spec import Budget, Job, Skip
 
 JOB = "job"  # the key under which a manifest keeps the one job that was asked for
@@ -108,6 +109,7 @@ def new(
     only: Mapping[str, Sequence[str]],
     limit: int | None = None,
     job: str | None = None,
+    slices: Slices | None = None,
     plugins: Sequence[str] = (),
     fresh: bool = False,
     retry_failed: bool = False,
@@ -122,11 +124,13 @@ def new(
     """
     load_plugins(plugins)
     plugins = [str(Path(plugin).resolve()) for plugin in plugins]
-    plan = _plan(chosen, only, limit, job)
+    plan = _plan(chosen, only, limit, job, slices)
     asked = {**only, **({JOB: [job]} if job else {})}
     environment = capture(machine)
     if not fresh and not job:
-        found = store.latest(results, chosen.hash, asked, limit, budget=budget, retry_failed=retry_failed, ignored=warn)
+        found = store.latest(
+            results, chosen.hash, asked, limit, slices=slices, budget=budget, retry_failed=retry_failed, ignored=warn
+        )
         earlier = None if found is None else store.read(found)
         reason = _why_anew(earlier, environment, results, chosen, order_seed)
         if earlier is not None and reason is None:
@@ -139,6 +143,7 @@ def new(
         command=command,
         only=asked,
         limit=limit,
+        slices=slices,
         budget=budget,
         plugins=plugins,
         order_seed=secrets.randbits(31) if order_seed is None else order_seed,
@@ -176,7 +181,7 @@ def resume(
     load_plugins(plugins)
     only = {axis: values for axis, values in manifest.only.items() if axis != JOB}
     job = next(iter(manifest.only.get(JOB, [])), None)
-    plan = _plan(chosen, only, manifest.limit, job)
+    plan = _plan(chosen, only, manifest.limit, job, manifest.slices)
     environment, earlier = capture(), store.read(folder)
     changes = _moved(earlier, environment)
     if changes and not allow_env_change:
@@ -187,8 +192,14 @@ def resume(
     return _continued(earlier, plan, manifest.budget, plugins, environment, retry_failed, warn)
 
 
-def _plan(chosen: suite.Suite, only: Mapping[str, Sequence[str]], limit: int | None, job: str | None) -> Plan:
-    plan = Plan(suite.narrow(chosen, only), limit, job)
+def _plan(
+    chosen: suite.Suite,
+    only: Mapping[str, Sequence[str]],
+    limit: int | None,
+    job: str | None,
+    slices: Slices | None,
+) -> Plan:
+    plan = Plan(suite.narrow(chosen, only), limit, job, slices)
     plan.check()
     if job is not None and next(iter(plan), None) is None:
         raise FusionbenchError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +14,8 @@ from . import backends, footprint, registry
 from .errors import SuiteError
 from .matching import matched
 from .presets import parts
+from .slices import Slices
+from .slicing import cut
 from .spec import Job, Skip
 from .suite import Suite, jobs
 
@@ -24,12 +26,14 @@ DEFAULT_LIMIT = 100_000
 class Plan:
     """The jobs of a suite, made while they are asked for.
 
-    ``limit`` is how many cases may be looked at, ``only_job`` the key of the one job that is wanted.
+    ``limit`` is how many cases may be looked at, ``only_job`` the key of the one job that is wanted, ``slices`` which
+    slices of all that belong to this plan.
     """
 
     suite: Suite
     limit: int | None = None
     only_job: str | None = None
+    slices: Slices | None = None
 
     @property
     def count(self) -> int:
@@ -51,13 +55,24 @@ class Plan:
 
     def __iter__(self) -> Iterator[Job | Skip]:
         """Every job once, in the suite's order."""
+        return (settled(job) for job in self._cases() if self._ours(job))
+
+    @functools.cached_property
+    def _ours(self) -> Callable[[Job], bool]:
+        """Whether a job is in the slices of this plan."""
+        if self.slices is None:
+            return lambda job: True
+        place, numbers = cut(self._cases(), self.slices.of, self.suite.budget), frozenset(self.slices.numbers)
+        return lambda job: place(job) in numbers
+
+    def _cases(self) -> Iterator[Job]:
         seen: set[str] = set()
         for job in itertools.islice(jobs(self.suite), self.limit):
             key = "" if job is None else job.key
             if job is None or key in seen or self.only_job not in (None, key):
                 continue
             seen.add(key)
-            yield settled(job)
+            yield job
 
 
 def settled(job: Job) -> Job | Skip:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColu
 from rich.table import Column, Table
 from rich.text import Text
 
+from . import estimate
 from .errors import printable
 from .live import Bar, Board
 from .record import FAILED, Record
@@ -26,12 +27,7 @@ EVERY_JOB, EVERY_S = 200, 10.0
 
 NARROW = 70  # columns below which the line of the bar is shortened
 
-# Beside sampling and warm-up a CPU job takes about this long in its first round and in a later one, for building,
-# checking and its process (cross-attention in smoke, M1: 0.43 and 0.13 s on the core without the process); compiling
-# takes far longer. Before the first job the fork server imports torch and its compiler.
-BESIDE_S = {"compile": 10.0, "flex": 10.0}
-BESIDE_FIRST_S, BESIDE_LATER_S, START_S = 0.5, 0.2, 2.0
-EASY = 0.2  # of its budget for sampling, a job takes at least about this much
+START_S = 2.0  # before the first job the fork server imports torch and its compiler
 
 
 @dataclass(frozen=True)
@@ -53,24 +49,14 @@ class Outline:
     def jobs(self) -> int:
         return sum(self.todo.values())
 
-    def visit_s(self, backend: str, number: int) -> tuple[float, float]:
-        """What round ``number`` (from 0) of a job takes: from being precise at once to using up the budget."""
-        beside = self.budget.warmup_s + (BESIDE_LATER_S if number else BESIDE_S.get(backend, BESIDE_FIRST_S))
-        sampling = self.budget.measure_s / self.rounds(backend)
-        return beside + EASY * sampling, beside + sampling + (0 if number else self.budget.energy_s)
-
-    def rounds(self, backend: str) -> int:
-        """How many rounds a job is expected to have; what is compiled is visited once (rounds.py)."""
-        return 1 if backend in BESIDE_S else self.budget.rounds
-
     def work_s(self) -> tuple[float, float]:
         """What all visits take together."""
         visits = Counter({(backend, 0): count for backend, count in self.todo.items()})
         for backend, count in self.todo.items():
-            visits[backend, 1] += count * (self.rounds(backend) - 1)
+            visits[backend, 1] += count * (estimate.rounds(backend, self.budget) - 1)
         visits["", 0] -= len(self.begun)  # only what is not compiled has some rounds without the others
         visits["", 1] -= sum(self.begun) - len(self.begun)
-        each = [(count, self.visit_s(*visit)) for visit, count in visits.items()]
+        each = [(count, estimate.visit_s(*visit, self.budget)) for visit, count in visits.items()]
         return sum(count * low for count, (low, _) in each), sum(count * high for count, (_, high) in each)
 
     def estimate_s(self) -> tuple[float, float]:
@@ -211,10 +197,10 @@ class Display:
 
     def _weigh(self, visit: Visit, last: bool) -> None:
         """Count a visit as done, and see whether its job will have fewer others than thought, or more."""
-        backend, rounds = visit.job.backend, self.outline.budget.rounds
-        worked, later = (sum(self.outline.visit_s(backend, number)) / 2 for number in (visit.round, 1))
-        thought = (rounds if visit.round else self.outline.rounds(backend)) - visit.round - 1
-        left = 0 if last else rounds - visit.round - 1
+        backend, budget = visit.job.backend, self.outline.budget
+        worked, later = (sum(estimate.visit_s(backend, each, budget)) / 2 for each in (visit.round, 1))
+        thought = (budget.rounds if visit.round else estimate.rounds(backend, budget)) - visit.round - 1
+        left = 0 if last else budget.rounds - visit.round - 1
         self.visits += 1
         self.worked += worked
         self.expected += later * (left - thought)

@@ -14,8 +14,9 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,9 +33,10 @@ from .errors import DamagedError, StoreError, printable
 from .record import FAILED, Environment, Record, Roofline
 from .rounds import done
 from .shard import Contents, Identity, Item, ShardWriter, read_shard, shard_number
+from .slices import Slices
 from .spec import Budget, Name, Natural
 
-VERSION = 2  # of the manifest; a reader refuses a newer one
+VERSION = 3  # of the manifest; a reader refuses a newer one
 MAX_MANIFEST = MAX_SUITE = 1 << 20
 MANIFEST, SUITE, SHARDS = "manifest.json", "suite.toml", "shards"
 FIRST_TIMERS = {"event": "cold", "graph": "graph"}  # of version 1, by the names of today
@@ -43,7 +45,7 @@ RunId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")]
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """What a run set out to do; ``only`` and ``limit`` are how its suite was narrowed."""
+    """What a run set out to do; ``only``, ``limit`` and ``slices`` are how its suite was narrowed."""
 
     v: int = VERSION  # that it was written by
     id: RunId
@@ -53,6 +55,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     command: tuple[str, ...] = ()
     only: dict[str, list[str]] = {}
     limit: int | None = None
+    slices: Slices | None = None  # None: all of it
     budget: Budget = Budget()
     plugins: tuple[str, ...] = ()  # paths as the user gave them
     order_seed: int = 0  # of the order in which jobs are visited
@@ -96,6 +99,7 @@ def new_manifest(
     command: Sequence[str] = (),
     only: Mapping[str, Sequence[str]] | None = None,
     limit: int | None = None,
+    slices: Slices | None = None,
     budget: Budget | None = None,
     plugins: Sequence[str] = (),
     order_seed: int = 0,
@@ -114,6 +118,7 @@ def new_manifest(
         command=tuple(map(_encodable, command)),
         only={key: list(values) for key, values in (only or {}).items()},
         limit=limit,
+        slices=slices,
         budget=budget or Budget(),
         plugins=tuple(map(_encodable, plugins)),
         order_seed=order_seed,
@@ -127,12 +132,7 @@ def new_manifest(
 
 def create(results: Path, manifest: Manifest, suite_text: str) -> Path:
     """Make the folder of a new run in ``results``, the folder of runs; raises StoreError where that cannot be done."""
-    try:
-        data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-        msgspec.json.decode(data, type=Manifest)  # what would not read back is not written
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise StoreError(f"the manifest of run '{printable(manifest.id)}' cannot be stored: {error}") from error
-    run = results / manifest.id
+    run, data = results / manifest.id, _encoded(manifest)
     with explained(f"cannot create run '{printable(str(run))}'"):
         if results.exists() and not results.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -143,6 +143,35 @@ def create(results: Path, manifest: Manifest, suite_text: str) -> Path:
         write_atomically(run / MANIFEST, data)
         sync_folder(run.parent)
     return run
+
+
+def write(run: Path, manifest: Manifest, suite_text: str, environment: Environment, items: Iterable[Item]) -> None:
+    """Make the folder ``run`` with ``environment`` and ``items`` in one shard: there is all of it or nothing. Raises
+    StoreError."""
+    data = _encoded(manifest)
+    with explained(f"cannot write run '{printable(str(run))}'"):
+        run.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{run.name[:40]}-", dir=run.parent))
+        try:
+            (unfinished / SHARDS).mkdir()
+            with ShardWriter(unfinished / SHARDS, environment) as shard:
+                shard.append_all(items)
+            write_atomically(unfinished / SUITE, suite_text.encode())
+            write_atomically(unfinished / MANIFEST, data)
+            unfinished.rename(run)
+            sync_folder(run.parent)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+
+def _encoded(manifest: Manifest) -> bytes:
+    try:
+        data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        msgspec.json.decode(data, type=Manifest)  # what would not read back is not written
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise StoreError(f"the manifest of run '{printable(manifest.id)}' cannot be stored: {error}") from error
+    return data
 
 
 class Writer(ShardWriter):
@@ -277,17 +306,18 @@ def latest(
     only: Mapping[str, Sequence[str]] | None = None,
     limit: int | None = None,
     *,
+    slices: Slices | None = None,
     budget: Budget | None = None,
     retry_failed: bool = False,
     ignored: Callable[[str], object] = lambda reason: None,
 ) -> Path | None:
-    """The newest run of the same suite, narrowing, limit (and budget, where given), if it is incomplete.
+    """The newest run of the same suite, narrowing, limit, slices (and budget, where given), if it is incomplete.
 
     None where there is no such run or where the newest one is complete: then a new run begins. A run that cannot
     be read is left out and ``ignored`` is told why; a damaged one is resumed, since what it lost is measured again.
     """
     for path, manifest in runs(results, ignored=ignored).items():
-        same = manifest.suite_hash == suite_hash and manifest.limit == limit
+        same = (manifest.suite_hash, manifest.limit, manifest.slices) == (suite_hash, limit, slices)
         if not same or _sets(manifest.only) != _sets(only or {}) or budget not in (None, manifest.budget):
             continue
         try:

@@ -12,7 +12,19 @@ import typer
 from .. import __version__, exits
 from ..errors import FusionbenchError, printable
 from ..outlet import open_streams
-from . import advising, comparing, completing, examining, exporting, listing, reading, running, summarizing, tracking
+from . import (
+    advising,
+    comparing,
+    completing,
+    examining,
+    exporting,
+    listing,
+    merging,
+    reading,
+    running,
+    summarizing,
+    tracking,
+)
 
 NAME = "fusionbench"  # also under `python -m`: the shell completes a command of this name
 EPILOG = (
@@ -51,6 +63,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "plan": listing.plan,
     "run": running.run,
     "resume": running.resume,
+    "merge": merging.merge,
     "show": reading.show,
     "report": reading.report,
     "serve": reading.serve,

@@ -10,7 +10,19 @@ import typer
 
 from .. import exits
 from . import names
-from .options import AsJson, Limit, Only, Plugin, Scale, SuiteArgument, builtins, narrowing, print_json
+from .options import (
+    AsJson,
+    Limit,
+    Only,
+    Plugin,
+    Scale,
+    Shard,
+    SuiteArgument,
+    builtins,
+    narrowing,
+    print_json,
+    slices_of,
+)
 
 BESIDE = 40  # columns that a summary needs to stand behind its name
 
@@ -99,6 +111,7 @@ def plan(
     only: Only = None,
     scale: Scale = None,
     limit: Limit = None,
+    shard: Shard = None,
     plugin: Plugin = None,
     count: Annotated[bool, typer.Option("--count", help="Print only how many cases the suite spans.")] = False,
     head: Annotated[int, typer.Option(min=0, help="How many jobs to print; 0 for all.")] = 50,
@@ -107,8 +120,8 @@ def plan(
     """Show the jobs that a suite expands to, and why some are skipped."""
     from .. import suite as suites
 
-    chosen = suites.narrow(suites.read(suite), narrowing(only, scale))
-    if count:
+    chosen, slices = suites.narrow(suites.read(suite), narrowing(only, scale)), slices_of(shard)
+    if count and slices is None:
         typer.echo(chosen.count)
         return
     from ..launch import load_plugins
@@ -116,9 +129,12 @@ def plan(
     from ..spec import Skip
 
     load_plugins([str(path) for path in plugin or []])
-    expanded = Plan(chosen, limit)
+    expanded = Plan(chosen, limit, slices=slices)
     expanded.check()
     items = list(expanded)
+    if count:  # of a slice only the plan knows
+        typer.echo(len(items))
+        return
     jobs = [item for item in items if not isinstance(item, Skip)]
     skips = [item for item in items if isinstance(item, Skip)]
     if as_json:

@@ -12,6 +12,7 @@ from ..errors import FusionbenchError, printable, refuse_unknown
 from . import completing
 
 if TYPE_CHECKING:
+    from ..slices import Slices
     from ..store import Run
 
 SuiteArgument = Annotated[
@@ -33,6 +34,14 @@ Scale = Annotated[
     str | None, typer.Option("--scale", metavar="1/N", help="Shrink presets to this share, so that they run anywhere.")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, max=10**12, help="Look at no more than this many cases.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Only the I-th of N slices of about the same length, for N machines; put together by merge.",
+    ),
+]
 Plugin = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE.py", help="Load strategies from this Python file (it is run: trust it)."),
@@ -73,6 +82,12 @@ def leave_if_damaged(found: Run) -> None:
         raise typer.Exit(exits.DAMAGED)
     if not found.records:
         raise typer.Exit(exits.NOTHING)
+
+
+def slices_of(shard: str | None) -> Slices | None:
+    from ..slices import parse
+
+    return None if shard is None else parse(shard)
 
 
 def timer_names(names: list[str] | None) -> list[str] | None:

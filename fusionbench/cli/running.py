@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import FusionbenchError
 from . import completing
 from .options import (
     DEFAULT_RESULTS,
@@ -18,11 +19,13 @@ from .options import (
     Results,
     RetryFailed,
     Scale,
+    Shard,
     Strict,
     SuiteArgument,
     TimerNames,
     WithReport,
     narrowing,
+    slices_of,
     timer_names,
 )
 
@@ -33,6 +36,7 @@ def run(
     only: Only = None,
     scale: Scale = None,
     limit: Limit = None,
+    shard: Shard = None,
     job: Annotated[str | None, typer.Option(metavar="KEY", help="Run this one job, as a new run.")] = None,
     plugin: Plugin = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even if one can be resumed.")] = False,
@@ -56,7 +60,9 @@ def run(
     """Measure a suite: one record per job, saved as it comes. An unfinished run of it is resumed."""
     from .. import suite as suites
 
-    chosen, narrowed = suites.read(suite), narrowing(only, scale)
+    chosen, narrowed, slices = suites.read(suite), narrowing(only, scale), slices_of(shard)
+    if job and slices:
+        raise FusionbenchError("--job and --shard exclude each other: one job has no slices")
     suites.narrow(chosen, narrowed)  # bad values are told before torch is imported
     from ..spec import replace_budget
 
@@ -78,6 +84,7 @@ def run(
         only=narrowed,
         limit=limit,
         job=job,
+        slices=slices,
         plugins=[str(path) for path in plugin or []],
         fresh=fresh,
         retry_failed=retry_failed,

@@ -20,6 +20,8 @@ from .shard import Identity, Item
 from .slices import Slices
 from .store import Manifest, Run
 
+AND = ", "  # between the names of machines
+
 # What must agree for runs to be of one sweep, and what to say of it.
 SAME: dict[str, Callable[[Manifest], object]] = {
     "suite": lambda m: m.suite_name,
@@ -57,8 +59,7 @@ def merge(paths: Sequence[Path], output: Path) -> Merged:
     manifests = [_manifest(run) for run in runs]
     _check_alike(paths, manifests)
     items = _items(runs, manifests[0])
-    first, *others = items or [None]
-    if not isinstance(first, Environment):
+    if not items or not isinstance(first := items[0], Environment):
         raise NothingError(f"nothing was measured yet in {', '.join(repr(printable(str(path))) for path in paths)}")
     manifest = _joined(manifests, items)
     problems = [f"{printable(run.path.name)}: {problem}" for run in runs for problem in run.problems]
@@ -66,7 +67,7 @@ def merge(paths: Sequence[Path], output: Path) -> Merged:
         if not _holds(output, items, manifest):
             raise StoreError(f"'{printable(str(output))}' is there and is not this merged run; choose another folder")
     else:
-        store.write(output, manifest, store.read_suite(paths[0]), first, others)
+        store.write(output, manifest, store.read_suite(paths[0]), first, items[1:])
     return Merged(output, manifest, problems, any(run.damaged for run in runs))
 
 
@@ -103,21 +104,31 @@ def _count(manifest: Manifest) -> int | None:
 
 def _items(runs: Sequence[Run], manifest: Manifest) -> list[Item]:
     """Environments, rooflines and records, each once, in an order that is theirs and not that of the runs."""
-    environments: dict[str, Environment] = {}
+    environments: dict[str, list[Environment]] = {}
     rooflines: dict[bytes, Roofline] = {}
     records: dict[Identity, Record] = {}
     for run in runs:
-        environments |= run.environments
+        for each in run.environments.values():
+            environments.setdefault(each.id, []).append(each)
         rooflines |= {encode_line(roofline): roofline for roofline in run.rooflines}
         for record in run.records:
             known = records.get(record.identity)
             if known is None or _rank(record, manifest) > _rank(known, manifest):
                 records[record.identity] = record
     return [
-        *(environments[key] for key in sorted(environments)),
+        *(_one(environments[key]) for key in sorted(environments)),
         *(rooflines[key] for key in sorted(rooflines)),
         *(records[identity] for identity in sorted(records)),
     ]
+
+
+def _one(alike: Sequence[Environment]) -> Environment:
+    """Environments of one id are machines whose timings may be compared: their names together, and what they share."""
+    names = {name for each in alike for name in each.machine.split(AND)}
+    commits = {(each.commit, each.dirty) for each in alike}
+    commit, dirty = commits.pop() if len(commits) == 1 else ("", any(dirty for _, dirty in commits))
+    bare = (replace(each, machine=AND.join(sorted(names)), commit=commit, dirty=dirty) for each in alike)
+    return min(bare, key=encode_line)
 
 
 def _rank(record: Record, manifest: Manifest) -> tuple[bool, str, bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from . import backends, registry
@@ -42,9 +44,12 @@ def footprint(job: Job) -> int:
     )
 
 
-def refusal(job: Job) -> str | None:
-    """Why the job does not fit the memory of its device, with the largest scale of it that does; None if it fits."""
-    available, needed = device_memory(job.case.device), footprint(job)
+def refusal(job: Job, memory: Callable[[str], int | None] | None = None) -> str | None:
+    """Why the job does not fit the memory of its device, with the largest scale of it that does; None if it fits.
+
+    ``memory`` tells how much a device has; without it those of this machine are asked.
+    """
+    available, needed = (memory or device_memory)(job.case.device), footprint(job)
     if available is None or needed <= SHARE * available:
         return None
     words = f"needs about {_gib(needed)} GiB of memory, and '{job.case.device}' has {_gib(available)} GiB"

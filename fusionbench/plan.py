@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import torch
@@ -22,6 +23,16 @@ from .suite import Suite, jobs
 DEFAULT_LIMIT = 100_000
 
 
+class Devices(Protocol):
+    """What there is to measure on, where that is not this machine."""
+
+    def missing(self, device: str) -> str | None:
+        """Why ``device`` is not there, or None."""
+
+    def memory(self, device: str) -> int | None:
+        """Its bytes, or None where nobody knows."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The jobs of a suite, made while they are asked for.
@@ -34,6 +45,7 @@ class Plan:
     limit: int | None = None
     only_job: str | None = None
     slices: Slices | None = None
+    devices: Devices | None = None  # None: those of this machine
 
     @property
     def count(self) -> int:
@@ -55,7 +67,7 @@ class Plan:
 
     def __iter__(self) -> Iterator[Job | Skip]:
         """Every job once, in the suite's order."""
-        return (settled(job) for job in self._cases() if self._ours(job))
+        return (settled(job, self.devices) for job in self._cases() if self._ours(job))
 
     @functools.cached_property
     def _ours(self) -> Callable[[Job], bool]:
@@ -75,15 +87,16 @@ class Plan:
             yield job
 
 
-def settled(job: Job) -> Job | Skip:
-    """The job as it can run, matched where it asks for that, or the reason why it cannot, here or anywhere."""
-    reason = missing_device(job.case.device) or _refusal(job) or _depth_refusal(job)
+def settled(job: Job, devices: Devices | None = None) -> Job | Skip:
+    """The job as it can run, matched where it asks for that, or the reason why it cannot, there or anywhere."""
+    missing, memory = (devices.missing, devices.memory) if devices else (missing_device, None)
+    reason = missing(job.case.device) or _refusal(job) or _depth_refusal(job)
     if reason is not None:
         return Skip(job=job, reason=reason)
     asked = matched(job)
     if isinstance(asked, str):
         return Skip(job=job, reason=asked)
-    reason = (_refusal(asked) if asked != job else None) or footprint.refusal(asked)
+    reason = (_refusal(asked) if asked != job else None) or footprint.refusal(asked, memory)
     return asked if reason is None else Skip(job=asked, reason=reason)
 
 

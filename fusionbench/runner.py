@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
@@ -94,29 +94,69 @@ def run(
     The first SIGINT or SIGTERM lets the running job finish its sample and begins no other; the second ends
     the run at once. Either way everything finished has been stored, and what ``store`` raises ends the run, too.
     """
-    outcome, stop = Outcome(), Stop(listener.interrupted)
+    stop = Stop(listener.interrupted)
+    sweep = Sweep(store, listener, stop.asked, budget, plugins, seed, Limits(size) if size else None, source)
+    with interruptible(stop, sweep.outcome):
+        measure(sweep, jobs, engine, environment, begun or {}, judged)
+    return sweep.outcome
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all visits of a run have in common, wherever they are made; see ``run``."""
+
+    store: Callable[[Record], None]
+    listener: Listener
+    stopping: Callable[[], bool]
+    budget: Budget
+    plugins: Sequence[str] = ()
+    seed: int = 0
+    limits: Limits | None = None
+    source: Callable[[Job], str] = lambda job: ""
+    outcome: Outcome = field(default_factory=Outcome)
+
+
+def measure(
+    sweep: Sweep,
+    jobs: Iterable[Job],
+    engine: Engine,
+    environment: Environment,
+    begun: Mapping[str, Record],
+    judged: Callable[[Record], Record],
+) -> None:
+    """Visit these jobs in one environment until all are done or ``sweep.stopping`` says so."""
+    outcome = sweep.outcome
 
     def keep(visit: Visit, measured: Record) -> None:
-        measured = measured if measured.source else replace(measured, source=source(visit.job))
+        measured = measured if measured.source else replace(measured, source=sweep.source(visit.job))
         record = remarked(agenda.join(visit, judged(complete(measured, environment))))
-        store(record)
-        finished = done(record, budget)
+        sweep.store(record)
+        finished = done(record, sweep.budget)
         outcome.statuses[record.status] += finished
-        listener.visited(visit, record, finished)
+        sweep.listener.visited(visit, record, finished)
 
-    agenda = Agenda(jobs, budget, seed, begun or {}, Limits(size) if size else None, keep)
+    agenda = Agenda(jobs, sweep.budget, sweep.seed, begun, sweep.limits, keep)
     try:
-        with stop.listening(), closing(engine(agenda, budget, plugins, listener.started, stop.asked)) as visited:
+        with closing(engine(agenda, sweep.budget, sweep.plugins, sweep.listener.started, sweep.stopping)) as visited:
             for visit, measured in visited:
                 if lost(measured):
                     outcome.lost.setdefault(visit.job.case.device, measured.reason)
                     agenda.lose(visit.job.case.device)
-                elif not cut_off(measured, visit, budget):
+                elif not cut_off(measured, visit, sweep.budget):
                     keep(visit, measured)
+    finally:
+        outcome.undone += agenda.undone
+
+
+@contextmanager
+def interruptible(stop: Stop, outcome: Outcome) -> Iterator[None]:
+    """Hear signals, and note in ``outcome`` which one ended the block; a second one is not raised."""
+    try:
+        with stop.listening():
+            yield
     except KeyboardInterrupt:
         outcome.signal = stop.number or signal.SIGINT
-    outcome.signal, outcome.undone = outcome.signal or stop.number, agenda.undone
-    return outcome
+    outcome.signal = outcome.signal or stop.number
 
 
 def lost(record: Record) -> bool:

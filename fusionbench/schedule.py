@@ -113,8 +113,8 @@ def _device(job: Job) -> str:
     return "cuda:0" if job.case.device == "cuda" else job.case.device
 
 
-def blocks(jobs: Iterable[Job], seed: int) -> Iterator[list[Job]]:
-    """The jobs in blocks of about BLOCK, in random order, candidates of one question side by side."""
+def blocks(jobs: Iterable[Job], seed: int, size: int = BLOCK) -> Iterator[list[Job]]:
+    """The jobs in blocks of about ``size``, in random order, candidates of one question side by side."""
     remaining = iter(jobs)
     while window := list(itertools.islice(remaining, WINDOW)):
         questions: dict[str, list[Job]] = {}
@@ -123,7 +123,7 @@ def blocks(jobs: Iterable[Job], seed: int) -> Iterator[list[Job]]:
         block: list[Job] = []
         for question in sorted(questions, key=lambda question: _lot(seed, question)):
             block += questions[question]
-            if len(block) >= BLOCK:
+            if len(block) >= size:
                 yield block
                 block = []
         if block:

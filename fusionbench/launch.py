@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 
-from . import backends, registry, store, suite
+from . import backends, pool, registry, store, suite
 from .ceilings import Ceilings, Prober
 from .disk import locked
-from .environment import capture, commit_of, differences
+from .environment import commit_of, differences
 from .errors import FusionbenchError, StoreError, UnstoredError, printable
 from .footprint import footprint
 from .plan import Plan
-from .record import Environment, Record
+from .record import Environment, Record, Roofline
+from .roofline import Probe
 from .rounds import rounds_of
-from .runner import Engine, Listener, Outcome, run
-from .shard import Identity
+from .runner import Engine, Listener, Outcome, Sweep, interruptible, run
+from .schedule import Limits
+from .shard import Identity, Item
+from .site import Site, here
 from .slices import Slices
 from .spec import Budget, Job, Skip
+from .stopping import Stop
 
 JOB = "job"  # the key under which a manifest keeps the one job that was asked for
 
@@ -34,26 +39,34 @@ class Launch:
     plan: Plan
     budget: Budget
     plugins: tuple[str, ...]
-    environment: Environment
+    site: Site
     folder: Path
     finished: frozenset[Identity]
     begun: Mapping[Identity, Record]  # what lacks rounds
     order_seed: int
 
+    @property
+    def environment(self) -> Environment:
+        """That of this machine, or the first of several."""
+        return self.site.environments[0]
+
     def is_done(self, job: Job) -> bool:
-        return self._identity(job) in self.finished
+        """Whether one of the site's machines has measured the job, or one like it."""
+        return any(identity in self.finished for identity in self._identities(job))
 
     def known(self, job: Job) -> Record | None:
         """The record of a job that has some of its rounds."""
-        return self.begun.get(self._identity(job)) if self.begun else None
+        found = (self.begun.get(identity) for identity in self._identities(job)) if self.begun else ()
+        return next((record for record in found if record is not None), None)
 
     def partly(self) -> dict[str, Record]:
         """The records by key of jobs that have some of their rounds."""
         jobs = self.jobs() if self.begun else ()
         return {job.key: known for job in jobs if (known := self.known(job)) is not None}
 
-    def _identity(self, job: Job) -> Identity:
-        return job.key, _source(job), self.environment.id
+    def _identities(self, job: Job) -> list[Identity]:
+        source = _source(job)
+        return [(job.key, source, environment.id) for environment in self.site.environments]
 
     def remaining(self) -> Iterator[Job | Skip]:
         """What no record answers yet."""
@@ -116,6 +129,7 @@ def new(
     order_seed: int | None = None,
     command: Sequence[str] = (),
     machine: str | None = None,
+    site: Site | None = None,
     warn: Callable[[str], object],
 ) -> Launch:
     """A launch of ``chosen`` (not yet narrowed). An unfinished run of the same suite, narrowing and budget, made in
@@ -124,17 +138,18 @@ def new(
     """
     load_plugins(plugins)
     plugins = [str(Path(plugin).resolve()) for plugin in plugins]
-    plan = _plan(chosen, only, limit, job, slices)
+    site = site or here(machine)
+    plan = _plan(chosen, only, limit, job, slices, site)
     asked = {**only, **({JOB: [job]} if job else {})}
-    environment = capture(machine)
+    environment = site.environments[0]
     if not fresh and not job:
         found = store.latest(
             results, chosen.hash, asked, limit, slices=slices, budget=budget, retry_failed=retry_failed, ignored=warn
         )
         earlier = None if found is None else store.read(found)
-        reason = _why_anew(earlier, environment, results, chosen, order_seed)
+        reason = _why_anew(earlier, site, results, chosen, order_seed)
         if earlier is not None and reason is None:
-            return _continued(earlier, plan, budget, plugins, environment, retry_failed, warn)
+            return _continued(earlier, plan, budget, plugins, site, retry_failed, warn)
         if reason is not None:
             warn(f"a new run begins: {reason}")
     manifest = store.new_manifest(
@@ -152,7 +167,7 @@ def new(
         commit=commit_of([Path(plugin) for plugin in plugins]) if plugins else (environment.commit, environment.dirty),
     )
     folder = store.create(results, manifest, chosen.text)
-    return Launch(plan, budget, tuple(plugins), environment, folder, frozenset(), {}, manifest.order_seed)
+    return Launch(plan, budget, tuple(plugins), site, folder, frozenset(), {}, manifest.order_seed)
 
 
 def resume(
@@ -161,6 +176,7 @@ def resume(
     plugins: Sequence[str] = (),
     retry_failed: bool = False,
     allow_env_change: bool = False,
+    site: Site | None = None,
     warn: Callable[[str], object],
 ) -> Launch:
     """The launch that goes on with the run in ``folder``, under the suite and the budget it began with.
@@ -181,15 +197,16 @@ def resume(
     load_plugins(plugins)
     only = {axis: values for axis, values in manifest.only.items() if axis != JOB}
     job = next(iter(manifest.only.get(JOB, [])), None)
-    plan = _plan(chosen, only, manifest.limit, job, manifest.slices)
-    environment, earlier = capture(), store.read(folder)
-    changes = _moved(earlier, environment)
+    site = site or here()
+    plan = _plan(chosen, only, manifest.limit, job, manifest.slices, site)
+    earlier = store.read(folder)
+    changes = _moved(earlier, site)
     if changes and not allow_env_change:
         raise FusionbenchError(
             f"run '{printable(str(folder))}' was measured in another environment ({', '.join(changes)}); "
             "go back to it, begin a new run, or measure everything again here with --allow-env-change"
         )
-    return _continued(earlier, plan, manifest.budget, plugins, environment, retry_failed, warn)
+    return _continued(earlier, plan, manifest.budget, plugins, site, retry_failed, warn)
 
 
 def _plan(
@@ -198,8 +215,9 @@ def _plan(
     limit: int | None,
     job: str | None,
     slices: Slices | None,
+    site: Site,
 ) -> Plan:
-    plan = Plan(suite.narrow(chosen, only), limit, job, slices)
+    plan = Plan(suite.narrow(chosen, only), limit, job, slices, site.devices)
     plan.check()
     if job is not None and next(iter(plan), None) is None:
         raise FusionbenchError(
@@ -208,21 +226,21 @@ def _plan(
     return plan
 
 
-def _moved(earlier: store.Run, environment: Environment) -> list[str]:
-    """What differs between this environment and the last one of a run; empty if the run has seen this one."""
-    if not earlier.environments or environment.id in earlier.environments:
+def _moved(earlier: store.Run, site: Site) -> list[str]:
+    """What differs between the site's first environment and the last one of a run; empty if the run has seen one."""
+    if not earlier.environments or any(each.id in earlier.environments for each in site.environments):
         return []
     *_, last = earlier.environments.values()
-    return [printable(change) for change in differences(last, environment)]
+    return [printable(change) for change in differences(last, site.environments[0])]
 
 
 def _why_anew(
-    earlier: store.Run | None, environment: Environment, results: Path, chosen: suite.Suite, order_seed: int | None
+    earlier: store.Run | None, site: Site, results: Path, chosen: suite.Suite, order_seed: int | None
 ) -> str | None:
     """Why the unfinished run ``earlier`` is not continued or, if there is none, why one that the user may think of is
     another; None where nothing needs to be said."""
     if earlier is not None:
-        changes, name = ", ".join(_moved(earlier, environment)), printable(earlier.path.name)
+        changes, name = ", ".join(_moved(earlier, site)), printable(earlier.path.name)
         if earlier.manifest and order_seed not in (None, earlier.manifest.order_seed):
             return f"the order seed of '{name}' is {earlier.manifest.order_seed}, not {order_seed}"
         return f"the environment is not that of '{name}': {changes}" if changes else None
@@ -242,7 +260,7 @@ def _continued(
     plan: Plan,
     budget: Budget,
     plugins: Sequence[str],
-    environment: Environment,
+    site: Site,
     retry_failed: bool,
     warn: Callable[[str], object],
 ) -> Launch:
@@ -251,7 +269,7 @@ def _continued(
     finished = frozenset(store.finished(earlier, budget, retry_failed=retry_failed))
     seed = earlier.manifest.order_seed if earlier.manifest else 0
     begun = store.begun(earlier, budget)
-    return Launch(plan, budget, tuple(plugins), environment, earlier.path, finished, begun, seed)
+    return Launch(plan, budget, tuple(plugins), site, earlier.path, finished, begun, seed)
 
 
 def execute(
@@ -267,6 +285,11 @@ def execute(
     with locked(launch.folder), store.Writer(launch.folder, launch.environment) as writer, _rescued(writer):
         kinds: dict[tuple[str, str], Job] = {}  # a job of each device and dtype, which is what rooflines are about
         skipped = writer.append_all(_skip_records(launch, kinds))
+        if launch.site.slots:
+            writer.append_all(launch.site.environments)
+            outcome = _pooled(launch, writer, listener, kinds.values(), note)
+            outcome.statuses["skipped"] += skipped
+            return outcome
         ceilings = Ceilings(prober, writer.append, note, launch.budget.threads, launch.environment.id)
         ceilings.prepare(kinds.values())
         outcome = run(
@@ -287,6 +310,44 @@ def execute(
             raise StoreError(f"run '{printable(str(launch.folder))}' was moved or removed while it was measured")
     outcome.statuses["skipped"] += skipped
     return outcome
+
+
+def _pooled(
+    launch: Launch,
+    writer: store.Writer,
+    listener: Listener,
+    kinds: Collection[Job],
+    note: Callable[[str], object],
+) -> Outcome:
+    """The same on many slots: below the ceilings of each one's environment, which the first that has it measures."""
+    slots, lock = launch.site.slots, Lock()
+
+    def append(item: Item) -> None:
+        with lock:
+            writer.append(item)
+
+    known: dict[tuple[str, str], dict[Probe, Roofline]] = {}
+    judges: dict[str, pool.Judge] = {}
+    for slot in slots:
+        found = known.get((slot.environment.id, slot.device))
+        ceilings = Ceilings(slot.prober, append, note, launch.budget.threads, slot.environment.id, dict(found or {}))
+        if found is None:
+            ceilings.prepare(job for job in kinds if slot.takes(job))
+            known[slot.environment.id, slot.device] = ceilings.known
+        judges[slot.name] = ceilings.judged
+    stop = Stop(listener.interrupted)
+    sweep = Sweep(
+        append, listener, stop.asked, launch.budget, launch.plugins, launch.order_seed, Limits(footprint), _source
+    )
+    deck = pool.Deck(
+        lambda device: (job for job in launch.jobs() if job.case.device.startswith(device)),
+        launch.order_seed,
+        pool.size_of(sum(1 for _ in launch.jobs()), len(slots)),
+    )
+    begun = pool.known_of(launch.begun.values(), launch.budget)
+    with interruptible(stop, sweep.outcome):
+        pool.Pool(sweep, slots, deck, begun, judges, note).run()
+    return sweep.outcome
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -19,6 +20,7 @@ from .progress import Display, Outline, outline_box
 from .record import FAILED, Environment, Record, latest
 from .remarks import disturbed
 from .runner import Outcome
+from .site import SiteLostError
 from .spec import TIMERS, Budget
 from .terminal import console, note
 
@@ -29,6 +31,9 @@ def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool,
     resume = f"everything finished is saved. Go on with: {_resume(prepared)}"
     try:
         outcome = measure(prepared, out, quiet=quiet, strict=strict)
+    except SiteLostError as error:
+        note(out, f"{error}; {resume}")
+        return exits.FAILED
     except KeyboardInterrupt:  # before the first job, or between two steps
         note(out, f"interrupted; {resume}")
         return 128 + signal.SIGINT
@@ -48,8 +53,9 @@ def measure(prepared: launch.Launch, out: Console, *, quiet: bool, strict: bool 
     outline = _outline(prepared)
     if not quiet:
         out.print(outline_box(outline))
-    with device_lock.held(outline.devices):
-        told = fitness.remarks(outline.devices, strict=strict)
+    ours = () if prepared.site.slots else outline.devices  # slots have locked and looked at their own
+    with device_lock.held(ours):
+        told = fitness.remarks(ours, strict=strict)
         for line in [*told, _no_timers(prepared.budget, outline), *_no_energy(prepared, outline)]:
             if line:
                 note(out, line)
@@ -76,7 +82,7 @@ def _no_timers(budget: Budget, outline: Outline) -> str | None:
 def _no_energy(prepared: launch.Launch, outline: Outline) -> list[str | None]:
     """Why there will be no energy, where it was asked for."""
     wanted = outline.devices if prepared.budget.energy_s else ()
-    return [energy.unavailable(torch.device(device)) for device in wanted]
+    return [energy.unavailable(torch.device(device)) for device in wanted if not prepared.site.slots]
 
 
 def _show(finished: store.Run, out: Console, *, sealed: bool, report: bool) -> None:
@@ -108,15 +114,20 @@ def _outline(prepared: launch.Launch) -> Outline:
         begun=counts.begun,
         skips=counts.skips,
         devices=counts.devices,
-        machine=_machine(prepared.environment),
+        machine=_machine(prepared),
         folder=str(prepared.folder),
         budget=prepared.budget,
     )
 
 
-def _machine(environment: Environment) -> str:
-    parts = [environment.gpu, environment.cpu, f"{environment.cores} cores", f"torch {environment.torch}"]
-    return printable(", ".join(part for part in parts if part))
+def _machine(prepared: launch.Launch) -> str:
+    def told(environment: Environment) -> str:
+        parts = [environment.gpu, environment.cpu, f"{environment.cores} cores", f"torch {environment.torch}"]
+        return ", ".join(part for part in parts if part)
+
+    counts = Counter(told(slot.environment) for slot in prepared.site.slots)
+    slots = (f"{count} {'slot' if count == 1 else 'slots'} of {machine}" for machine, count in counts.items())
+    return printable("; ".join(slots) or told(prepared.environment))
 
 
 def _resume(prepared: launch.Launch) -> str:

@@ -8,9 +8,14 @@ from dataclasses import dataclass, field
 from . import plan
 from .ceilings import Prober
 from .environment import capture
+from .errors import FusionbenchError
 from .record import Environment
 from .runner import Engine
 from .spec import Job
+
+
+class SiteLostError(FusionbenchError):
+    """All slots are gone at once, and no result can come any more; what is stored stays."""
 
 
 @dataclass

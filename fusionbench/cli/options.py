@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -73,6 +73,22 @@ TimerNames = Annotated[
         autocompletion=completing.of("timers"),
     ),
 ]
+
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--engine", help="Where jobs run: on this machine, or on the slots of a Ray cluster (extra 'ray')."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="HOST:PORT", help="The Ray cluster: ray://HOST:PORT, HOST:PORT or auto."),
+]
+Accelerator = Annotated[
+    str | None, typer.Option("--accelerator", metavar="TYPE", help="Only Ray nodes with this type of GPU, as H100.")
+]
+Resource = Annotated[
+    str | None, typer.Option("--resource", metavar="NAME", help="A custom Ray resource, of which each slot takes one.")
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Reach another machine's Ray cluster without a token.")]
 
 DEFAULT_RESULTS = Path("results/runs")
 

@@ -9,13 +9,18 @@ from typing import Annotated
 import typer
 
 from ..errors import FusionbenchError
-from . import completing
+from . import clustering, completing
 from .options import (
     DEFAULT_RESULTS,
+    Accelerator,
+    Address,
+    Engine,
+    Insecure,
     Limit,
     Only,
     Plugin,
     Quiet,
+    Resource,
     Results,
     RetryFailed,
     Scale,
@@ -53,6 +58,11 @@ def run(
     energy: Annotated[
         bool, typer.Option("--energy", help="Measure energy per call, too: a second more per job (NVML, RAPL).")
     ] = False,
+    engine: Engine = "local",
+    address: Address = None,
+    accelerator: Accelerator = None,
+    resource: Resource = None,
+    insecure: Insecure = False,
     strict: Strict = False,
     report: WithReport = False,
     quiet: Quiet = False,
@@ -60,10 +70,12 @@ def run(
     """Measure a suite: one record per job, saved as it comes. An unfinished run of it is resumed."""
     from .. import suite as suites
 
+    asked = clustering.Asked(engine, address, accelerator, resource, insecure, strict)
+    asked.check()
     chosen, narrowed, slices = suites.read(suite), narrowing(only, scale), slices_of(shard)
     if job and slices:
         raise FusionbenchError("--job and --shard exclude each other: one job has no slices")
-    suites.narrow(chosen, narrowed)  # bad values are told before torch is imported
+    narrow = suites.narrow(chosen, narrowed)  # bad values are told before torch is imported
     from ..spec import replace_budget
 
     budget = replace_budget(
@@ -77,22 +89,25 @@ def run(
     from .. import session, terminal
 
     out = terminal.console(stderr=True)
-    prepared = launches.new(
-        chosen,
-        results,
-        budget=budget,
-        only=narrowed,
-        limit=limit,
-        job=job,
-        slices=slices,
-        plugins=[str(path) for path in plugin or []],
-        fresh=fresh,
-        retry_failed=retry_failed,
-        order_seed=order_seed,
-        command=sys.argv,
-        warn=lambda problem: terminal.note(out, problem),
-    )
-    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet, strict=strict))
+    with clustering.site(asked, narrow, plugin or [], out) as site:
+        prepared = launches.new(
+            chosen,
+            results,
+            budget=budget,
+            only=narrowed,
+            limit=limit,
+            job=job,
+            slices=slices,
+            plugins=[str(path) for path in plugin or []],
+            fresh=fresh,
+            retry_failed=retry_failed,
+            order_seed=order_seed,
+            command=sys.argv,
+            site=site,
+            warn=lambda problem: terminal.note(out, problem),
+        )
+        code = session.execute(prepared, out, report=report, quiet=quiet, strict=strict)
+    raise typer.Exit(code)
 
 
 def resume(
@@ -102,14 +117,23 @@ def resume(
     allow_env_change: Annotated[
         bool, typer.Option("--allow-env-change", help="Measure everything again where machine or versions changed.")
     ] = False,
+    engine: Engine = "local",
+    address: Address = None,
+    accelerator: Accelerator = None,
+    resource: Resource = None,
+    insecure: Insecure = False,
     strict: Strict = False,
     report: WithReport = False,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that was interrupted."""
     from .. import store
+    from .. import suite as suites
 
-    store.read_manifest(run)  # a wrong path is told before torch is imported
+    asked = clustering.Asked(engine, address, accelerator, resource, insecure, strict)
+    asked.check()
+    manifest = store.read_manifest(run)  # a wrong path is told before torch is imported
+    chosen = suites.parse(store.read_suite(run), manifest.suite_name, str(run / store.SUITE))
     from ..engines import local
 
     local.start_server()
@@ -117,12 +141,14 @@ def resume(
     from .. import session, terminal
 
     out = terminal.console(stderr=True)
-    plugins = [str(path) for path in plugin or []]
-    prepared = launches.resume(
-        run,
-        plugins=plugins,
-        retry_failed=retry_failed,
-        allow_env_change=allow_env_change,
-        warn=lambda problem: terminal.note(out, problem),
-    )
-    raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet, strict=strict))
+    with clustering.site(asked, chosen, plugin or [], out) as site:
+        prepared = launches.resume(
+            run,
+            plugins=[str(path) for path in plugin or []],
+            retry_failed=retry_failed,
+            allow_env_change=allow_env_change,
+            site=site,
+            warn=lambda problem: terminal.note(out, problem),
+        )
+        code = session.execute(prepared, out, report=report, quiet=quiet, strict=strict)
+    raise typer.Exit(code)

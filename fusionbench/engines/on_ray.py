@@ -7,6 +7,8 @@ import ipaddress
 import math
 import os
 import socket
+import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,11 @@ from time import monotonic
 from typing import Any
 
 import msgspec
+
+# Read when ray is imported: its warnings would end up in the progress.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -53,27 +60,43 @@ def connected(address: str | None, *, insecure: bool = False) -> Iterator[str]:
     Raises FusionbenchError where there is none, it refuses the token, or it would be reached without one.
     """
     _check_secure(address, insecure)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _check_there(address)
     options: dict[str, Any] = {"namespace": "fusionbench", "log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         options["include_dashboard"] = None
     elif _is_loopback(address) and not address.startswith("ray://"):
         options["_node_ip_address"] = _host(address)  # else Ray takes another address of this machine's, and waits
-    try:
-        context = ray.init(address=address, **options)
-    except (exceptions.RayError, ConnectionError, OSError, RuntimeError, ValueError, TimeoutError) as error:
-        raise FusionbenchError(_refused(address, error)) from None
+    with _unheard() as said:
+        try:
+            context = ray.init(address=address, **options)
+        except (exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+            said.seek(0)
+            raise FusionbenchError(_refused(address, error, said.read().decode(errors="replace"))) from None
     try:
         yield f"http://{context.dashboard_url}" if getattr(context, "dashboard_url", "") else ""
     finally:
         ray.shutdown()
 
 
-def _refused(address: str | None, error: Exception) -> str:
+@contextlib.contextmanager
+def _unheard() -> Iterator[Any]:
+    """A file that takes what Ray's C++ writes to the terminal meanwhile."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _refused(address: str | None, error: Exception, said: str = "") -> str:
     shown = printable(address or "this machine")
+    if "unauthenticated" in said.lower():
+        return f"the ray cluster at '{shown}' refuses the token; set its RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token"
     text = printable(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 300)
-    if isinstance(error, exceptions.AuthenticationError) or "auth" in str(error).lower():
-        return f"the ray cluster at '{shown}' refuses the token: set RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
     return f"no ray cluster at '{shown}': {text}; start one with: ray start --head"
 
 
@@ -85,6 +108,17 @@ def _check_secure(address: str | None, insecure: bool) -> None:
             f"'{printable(address or '')}' is reached without a token, and a ray cluster runs whatever it is sent; "
             "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN there and here, or say --insecure"
         )
+
+
+def _check_there(address: str | None) -> None:
+    """Ray itself waits for minutes where nobody listens."""
+    port = (address or "").rpartition(":")[2]
+    if address is None or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((_host(address), int(port)), timeout=BEGIN_S / 10).close()
+    except (OSError, OverflowError) as error:
+        raise FusionbenchError(_refused(address, error)) from None
 
 
 def _host(address: str) -> str:

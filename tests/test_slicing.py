@@ -41,7 +41,7 @@ def test_the_cut_is_the_same_on_a_machine_that_has_a_gpu_and_more_memory(
 ) -> None:
     here = cut(suite.read(name), 4)
     monkeypatch.setattr(plan, "missing_device", lambda device: None)
-    monkeypatch.setattr("fusionbench.footprint.refusal", lambda job: None)
+    monkeypatch.setattr("fusionbench.footprint.refusal", lambda job, memory: None)
     assert cut(suite.read(name), 4) == here
 
 

@@ -342,8 +342,17 @@ class Actor:
     def _await(self, answer: Any, limit_s: float, job: Job | None, stopping: Callable[[], bool] = lambda: False) -> Any:
         """What the actor answers; None where the user stopped and it did not end in time. Raises SlotLostError."""
         deadline, give_up = monotonic() + limit_s, math.inf
-        while not ray.wait([answer], timeout=LOOK_S)[0]:
-            self.head.check()
+        while True:
+            try:
+                return ray.get(answer, timeout=LOOK_S)  # one call: to wait first and get then takes twice as long
+            except exceptions.GetTimeoutError:
+                self.head.check()
+            except exceptions.RayTaskError as error:  # ours: what a job does wrong is in its record
+                cause = error.cause if isinstance(error.cause, FusionbenchError) else error
+                text = str(cause).strip().splitlines() or [type(cause).__name__]
+                raise SlotLostError(printable(text[-1], 300), job) from None
+            except exceptions.RayError as error:
+                raise SlotLostError(_lost(error), job) from None
             now = monotonic()
             if now > deadline:
                 self.end()
@@ -354,14 +363,6 @@ class Actor:
             if now > give_up:
                 self.end()
                 return None
-        try:
-            return ray.get(answer)
-        except exceptions.RayTaskError as error:  # ours: what a job does wrong is in its record
-            cause = error.cause if isinstance(error.cause, FusionbenchError) else error
-            text = str(cause).strip().splitlines() or [type(cause).__name__]
-            raise SlotLostError(printable(text[-1], 300), job) from None
-        except exceptions.RayError as error:
-            raise SlotLostError(_lost(error), job) from None
 
 
 def _lost(error: Exception) -> str:

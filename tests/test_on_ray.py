@@ -294,33 +294,21 @@ def test_a_wrong_token_is_refused_in_one_line_and_the_right_one_works(
     assert right.end() == 0, right.text
 
 
-def test_a_plugin_is_sent_to_the_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(PLUGIN)
-    path = tmp_path / "mine.toml"
-    path.write_text(SUITE.replace('"concat", "concat_attention", "cross_attention", "film"', '"doubled"'))
-    driver = on_ray(path, cluster, tmp_path / "runs", "--plugin", tmp_path / "mine.py", "--limit", "2")
-    assert driver.end() == 0, driver.text
-    assert {r.status for r in only_run(tmp_path / "runs").records if r.job.backend == "eager"} == {"ok"}
-
-
-PLUGIN = '''
-from torch import nn
-from fusionbench.cost import linear
-from fusionbench.registry import strategy
-
-def cost(case, impl):
-    s = case.shape
-    return linear(s.batch * s.text, s.text_width, s.text_width)
-
-@strategy("doubled", impls=("eager",), cost=cost)
-class Doubled(nn.Module):
-    """The text through a linear layer."""
-    def __init__(self, case, impl):
-        super().__init__()
-        self.project = nn.Linear(case.shape.text_width, case.shape.text_width)
-    def forward(self, image, text, image_mask=None, text_mask=None):
-        return self.project(text)
-'''
+def test_what_jobs_of_a_plugin_do_wrong_is_recorded_as_on_one_machine(cluster: Cluster, tmp_path: Path) -> None:
+    """The plugin's file is sent to the nodes; crashes, hangs and memory cost one job each and no slot."""
+    plugin = Path(__file__).with_name("faulty.py")
+    names = ["fine", "raises", "segfaults", "hangs", "killed", "hoards"]
+    path = tmp_path / "faulty.toml"
+    lines = SUITE.replace("rounds = 2", "rounds = 1\ntimeout_s = 6").replace('"triton"', '"sdpa"').splitlines()
+    path.write_text("\n".join(f"strategies = {json.dumps(names)}" if "strategies" in line else line for line in lines))
+    more = ("--plugin", plugin, "--only", "image=4", "--only", "text=4", "--only", "backends=eager")
+    driver = on_ray(path, cluster, tmp_path / "runs", *more)
+    assert driver.end() == 3, driver.text
+    found = {r.job.strategy: r.status for r in only_run(tmp_path / "runs").records}
+    assert found == {
+        "fine": "ok", "raises": "error", "segfaults": "crash", "hangs": "timeout", "killed": "crash", "hoards": "oom",
+    }  # fmt: skip
+    assert "go to others" not in driver.text
 
 
 def test_a_cluster_elsewhere_needs_a_token_or_a_word(suite: Path, tmp_path: Path) -> None:

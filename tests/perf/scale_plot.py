@@ -36,7 +36,7 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>scale</title><script>{plot
 const figure = {figure};
 window.fusionbenchReady = window.fusionbenchDrawn = 1;
 window.fusionbenchPictures = async (format) =>
-  [["scale", await Plotly.toImage(figure, {{ format, ...{size}, scale: format === "png" ? 2 : 1 }})]];
+  [["scale", await Plotly.toImage(figure, {{ format, ...{size}, scale: format === "png" ? 1.5 : 1 }})]];
 </script>"""
 
 
@@ -95,7 +95,7 @@ def _stations(curve: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
     busy = [100 * (each[model.PYTHON] + each[model.RAY]) for each in curve["busy"].values()]
     thread = {
-        "x": slots, "y": busy, "mode": "lines+markers", "name": "driver's interpreter, busy", "legend": "legend2",
+        "x": slots, "y": busy, "mode": "lines+markers", "name": "driver computes (once planned)", "legend": "legend2",
         "line": {"color": INK, "width": 2.5}, "marker": {"size": 6, "color": INK}, "xaxis": "x2", "yaxis": "y2",
     }  # fmt: skip
     return [*areas, thread]
@@ -118,10 +118,10 @@ def _layout(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "font": {"family": FONT, "size": 14, "color": INK},
         "paper_bgcolor": "#ffffff", "plot_bgcolor": "#ffffff",
-        "margin": {"l": 70, "r": 20, "t": 64, "b": 56},
+        "margin": {"l": 70, "r": 20, "t": 56, "b": 72},
         "xaxis": {**slots, "domain": [0, 0.66], "anchor": "y"},
         "yaxis": {**share, "domain": [0.57, 1], "anchor": "x"},
-        "xaxis2": {**slots, "domain": [0, 0.66], "anchor": "y2", "title": {"text": "device slots"}},
+        "xaxis2": {**slots, "domain": [0, 0.66], "anchor": "y2", "title": {"text": "device slots", "font": {"size": 14}}},
         "yaxis2": {**share, "domain": [0, 0.43], "anchor": "x2"},
         "legend": {"x": 0.69, "y": 1, "yanchor": "top", "font": {"size": 13}},
         "legend2": {"x": 0.69, "y": 0.43, "yanchor": "top", "font": {"size": 13}, "traceorder": "reversed"},

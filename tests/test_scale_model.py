@@ -60,6 +60,13 @@ def test_throughput_saturates_at_the_slower_station_of_the_driver(python: float,
     assert station == pytest.approx(1, abs=0.01)
 
 
+def test_looking_for_answers_in_vain_leaves_less_of_the_driver_for_the_rest() -> None:
+    costs = Costs(python_s=(0.002,), look_s=0.001)
+    outcome = model.by_driver(equal(10_000, 4, 0.8), 1_000, costs, rng(), size=1)  # three looks for each visit
+    assert 40_000 / outcome.makespan_s == pytest.approx(1 / (0.002 + 3 * 0.001), rel=0.03)
+    assert outcome.lost_s[model.LOOKS] == pytest.approx(1.5 * outcome.lost_s[model.PYTHON], rel=0.03)
+
+
 def test_below_saturation_utilisation_is_throughput_times_service_time() -> None:
     costs = Costs(python_s=(0.002,), ray_s=(0.001,), store_s=(0.002,), trip_s=(0.01,))
     outcome = model.by_driver(equal(3_000, 3, 1.0), 30, costs, rng(), size=1)
@@ -85,6 +92,7 @@ costs = st.builds(
     python_s=st.tuples(seconds, seconds),
     ray_s=st.tuples(seconds),
     store_s=st.tuples(seconds, seconds),
+    look_s=seconds,
     trip_s=st.tuples(seconds, seconds),
     create_s=seconds,
     start_s=st.tuples(seconds, seconds),

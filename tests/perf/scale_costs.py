@@ -222,12 +222,14 @@ def start_s() -> list[float]:
 
 @dataclass(frozen=True)
 class RayCosts:
-    """What Ray's part of a visit takes: ``calls_s`` of the driver's thread, ``trip_s`` the rest of a round trip;
+    """What Ray's part of a visit takes: ``calls_s`` of the driver's thread, ``trip_s`` the rest of a round trip,
+    ``look_s`` looking for an answer in vain;
     ``create_s`` of the driver's thread for an actor, ``start_s`` until one is there."""
 
     version: str
     calls_s: list[float]
     trip_s: list[float]
+    look_s: float
     create_s: float
     start_s: list[float]
 

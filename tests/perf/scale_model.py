@@ -17,11 +17,12 @@ import numpy as np
 
 from fusionbench import schedule
 
+LOOK_S = 0.25  # after so long the driver looks for an answer in vain, and again (engines/on_ray.py)
 PER_SLOT = 4  # blocks that a slot should have at least
 
 # What slots lose time to, by the names that figures and pages have.
 PLANNING, STARTING = "planning", "start of workers"
-PYTHON, RAY, STORE = "driver: Python", "driver: Ray's calls", "driver: store"
+PYTHON, RAY, LOOKS, STORE = "driver: Python", "driver: Ray's calls", "driver: looks for answers", "driver: store"
 DISPATCH, TAIL = "dispatch", "tail of blocks"
 KEEPING, IMBALANCE = "keeping its own run", "imbalance of slices"
 
@@ -43,7 +44,7 @@ class Costs:
 
     ``python_s`` and ``ray_s`` are what a visit computes in the process that keeps the run, and in Ray's calls there: one
     thread of it computes at a time. ``store_s`` is how long a record keeps the others from being stored, until it is on
-    disk. ``trip_s`` is the rest of a round trip to an actor. ``create_s`` is the driver's time for each actor, ``start_s``
+    disk. ``look_s`` is what it computes each time that it looks for an answer in vain. ``trip_s`` is the rest of a round trip to an actor. ``create_s`` is the driver's time for each actor, ``start_s``
     how long a worker takes to be there. ``plan_s`` is planning for each job before the first one is measured, ``make_s``
     making it when it is its turn, ``cut_s`` cutting the plan into slices, for each job of the sweep.
     """
@@ -51,6 +52,7 @@ class Costs:
     python_s: Sequence[float] = (0.0,)
     ray_s: Sequence[float] = (0.0,)
     store_s: Sequence[float] = (0.0,)
+    look_s: float = 0.0
     trip_s: Sequence[float] = (0.0,)
     create_s: float = 0.0
     start_s: Sequence[float] = (0.0,)
@@ -140,10 +142,13 @@ def by_driver(
     events = [(begun, slot) for slot in range(slots)]
     work, new, ended = [_from(shared) for _ in range(slots)], [True] * slots, [begun] * slots
     computed = synced = begun
-    held = queued = travelled = worked = stored = 0.0
+    vain = [0] * slots
+    looked = held = queued = travelled = worked = stored = 0.0
     for turn in range(turns):
         arrived, slot = events[0]
-        computed = (arrived if arrived > computed else computed) + computing[turn]
+        looks = vain[slot] * costs.look_s  # made while the slot was measuring, and here as one piece
+        looked += looks
+        computed = (arrived if arrived > computed else computed) + computing[turn] + looks
         held += computed - arrived
         ended[slot] = computed
         if new[slot]:
@@ -158,9 +163,10 @@ def by_driver(
             continue
         travelled += trip[turn]
         worked += length
+        vain[slot] = int(length / LOOK_S)
         heapreplace(events, (ended[slot] + trip[turn] + length, slot))
     makespan = max(ended)
-    own = {PYTHON: float(python.sum()), RAY: float(ray.sum())}
+    own = {PYTHON: float(python.sum()), RAY: float(ray.sum()), LOOKS: looked}
     whole = sum(own.values()) or 1.0
     lost = {
         STARTING: opened * slots,

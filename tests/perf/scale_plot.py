@@ -28,6 +28,7 @@ CAUSES = {
     model.DISPATCH: "#F0E442",
     model.PYTHON: "#56B4E9",
     model.RAY: "#0072B2",
+    model.LOOKS: "#1B1C1E99",
     model.STORE: "#009E73",
     model.TAIL: "#D55E00",
 }
@@ -93,7 +94,7 @@ def _stations(curve: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for cause, values in {"measuring": measuring, **shares}.items()
     ]  # fmt: skip
-    busy = [100 * (each[model.PYTHON] + each[model.RAY]) for each in curve["busy"].values()]
+    busy = [100 * (each[model.PYTHON] + each[model.RAY] + each[model.LOOKS]) for each in curve["busy"].values()]
     thread = {
         "x": slots, "y": busy, "mode": "lines+markers", "name": "driver computes (once planned)", "legend": "legend2",
         "line": {"color": INK, "width": 2.5}, "marker": {"size": 6, "color": INK}, "xaxis": "x2", "yaxis": "y2",

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import tempfile
+import time
 from statistics import median
 from time import perf_counter, thread_time
 
@@ -16,6 +17,7 @@ import ray
 
 CALLS = 1_000
 ACTORS = 4
+LOOKS, LOOK_S = 40, 0.25
 
 
 @ray.remote(num_cpus=0)
@@ -29,6 +31,9 @@ class Slot:
 
     def measure(self, request: bytes) -> bytes:
         return self.answer
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 def main(asked: int, answered: int, folder: str) -> dict[str, object]:
@@ -51,10 +56,12 @@ def main(asked: int, answered: int, folder: str) -> dict[str, object]:
         ray.get(slot.measure.remote(request))
         starts.append(perf_counter() - start)
     calls, trips = _trips(slot, request)
+    looks = _looks(slot)
     return {
         "version": ray.__version__,
         "calls_s": calls,
         "trip_s": trips,
+        "look_s": median(looks),
         "create_s": median(creates[1:]),  # the first one brings the class to the cluster
         "start_s": starts[1:],
     }
@@ -71,6 +78,17 @@ def _trips(slot: object, request: bytes) -> tuple[list[float], list[float]]:
         own.append(thread_time() - computed)
         rest.append(max(0.0, perf_counter() - start - own[-1]))
     return own[len(own) // 10 :], rest[len(rest) // 10 :]  # the first ones find nothing prepared
+
+
+def _looks(slot: object) -> list[float]:
+    """What the driver computes each time that it looks in vain for an answer."""
+    answer = slot.sleep.remote(LOOKS * LOOK_S + 5)  # type: ignore[attr-defined]
+    looks = []
+    for _ in range(LOOKS):
+        computed = thread_time()
+        ray.wait([answer], timeout=LOOK_S)
+        looks.append(thread_time() - computed)
+    return looks
 
 
 if __name__ == "__main__":

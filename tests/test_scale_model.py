@@ -176,9 +176,27 @@ def test_a_knee_is_where_the_curve_crosses_and_is_named_by_the_largest_loss_belo
         model.knee({1: outcome(1, 0.25)})
 
 
-def test_the_kept_figures_are_those_of_the_kept_jobs() -> None:
-    """What the pages show was drawn from the jobs that lie beside it."""
+def test_the_kept_figures_are_those_of_the_kept_jobs_and_say_what_the_page_says() -> None:
     jobs, found = (json.loads((KEPT / name).read_text()) for name in ("jobs.json", "epyc-2core.json"))
     assert jobs.keys() == found["sweeps"].keys() == found["curves"].keys()
     for name, each in jobs.items():
         assert sum(map(len, each["questions"])) == found["sweeps"][name]["jobs"]
+    driver, slices = (found["curves"]["advice"][way] for way in ("one driver", "slices"))
+    assert [driver[count]["knee"]["bottleneck"] for count in ("1000", "100000")] == [model.TAIL, model.PLANNING]
+    for count, curve in driver.items():
+        for slots, (_, middle, _) in curve["efficiency"].items():
+            assert slices[count]["efficiency"][slots][1] >= middle
+
+
+def test_the_figures_of_the_methodology_are_the_kept_ones() -> None:
+    text = (KEPT.parents[1] / "METHODOLOGY.md").read_text()
+    found = json.loads((KEPT / "epyc-2core.json").read_text())
+    assert f"commit {found['commit'][:7]}" in text
+    assert found["command"] in text
+    for count in ("1000", "10000", "100000"):
+        cells = [f"{int(count):,} jobs"]
+        for way in ("one driver", "slices"):
+            curve = found["curves"]["advice"][way][count]
+            cells.append(", ".join(f"{100 * curve['efficiency'][slots][1]:.0f} %" for slots in ("100", "1000")))
+            cells.append(f"{float(format(curve['knee']['slots'][1], '.2g')):,.0f}, {curve['knee']['bottleneck']}")
+        assert f"| {' | '.join(cells)} |" in text

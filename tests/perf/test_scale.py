@@ -19,7 +19,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from fusionbench import present
 from tests.perf import scale_costs, scale_model, scale_study
 from tests.perf.scale_model import Costs, Job
-from tests.perf.scale_study import RECORDS
+from tests.perf.scale_study import DRIVER, RECORDS, SLICES
 
 SHORT = "advice"  # of the measured sweeps: jobs of a second, in three visits each
 QUICK = (1, 10, 100, 1_000)
@@ -63,4 +63,16 @@ def test_how_far_a_sweep_scales(benchmark: BenchmarkFixture, measured: tuple[Cos
     for way, by_count in curves.items():
         for count, curve in by_count.items():
             shown = " ".join(f"{slots}: {band.middle:.0%}" for slots, band in curve.efficiency().items())
-            sys.stdout.write(f"{way}, {count:,} jobs: {shown}; {curve.knees()[0]}\n")
+            knee = curve.knees()[0]
+            half = f"half is lost at {knee.slots:.0f} slots" if knee.slots else "half is never lost"
+            sys.stdout.write(f"{way}, {count:,} jobs: {shown}; {half}, mostly to: {knee.bottleneck}\n")
+    # What docs/how-to/machines.md and METHODOLOGY.md say, as far as it does not depend on this machine's mood.
+    few, many = (curves[DRIVER][count] for count in (1_000, 100_000))
+    assert {knee.bottleneck for knee in few.knees()} == {scale_model.TAIL}
+    assert {knee.bottleneck for knee in many.knees()} <= {scale_model.PLANNING, scale_model.LOOKS}
+    assert all(20 < (knee.slots or 0) < 100 for knee in few.knees())
+    assert all(150 < (knee.slots or 0) < 1_000 for knee in many.knees())
+    assert many.efficiency()[100].low > 0.7
+    for count in scale_study.COUNTS:
+        driver, slices = (curves[way][count].efficiency() for way in (DRIVER, SLICES))
+        assert all(slices[slots].middle >= driver[slots].middle - 0.01 for slots in QUICK)

@@ -64,7 +64,7 @@ def test_how_far_a_sweep_scales(benchmark: BenchmarkFixture, measured: tuple[Cos
         for count, curve in by_count.items():
             shown = " ".join(f"{slots}: {band.middle:.0%}" for slots, band in curve.efficiency().items())
             knee = curve.knees()[0]
-            half = f"half is lost at {knee.slots:.0f} slots" if knee.slots else "half is never lost"
+            half = f"half is lost at {knee.slots:.0f} slots" if knee.slots else f"half is not lost by {QUICK[-1]:,}"
             sys.stdout.write(f"{way}, {count:,} jobs: {shown}; {half}, mostly to: {knee.bottleneck}\n")
     # What docs/how-to/machines.md and METHODOLOGY.md say, as far as it does not depend on this machine's mood.
     few, many = (curves[DRIVER][count] for count in (1_000, 100_000))

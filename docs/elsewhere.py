@@ -15,6 +15,7 @@ NEEDS = {
     "install": "Installs packages on your machine",
     "long": "Takes hours, or many runs",
     "server": "Runs until you stop it",
+    "slurm": "On a cluster with Slurm",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -211,6 +212,43 @@ def _write_pages(app: Sphinx, failed: Exception | None) -> None:
         present.write_page([present.read(path, path.parent)], target)
 
 
+# --- the study of scale ----------------------------------------------------------------------------------------------
+
+
+def scale() -> str:
+    """What the simulation of many slots has found, with what it was fed and where that was measured."""
+    found = json.loads((ROOT / "results" / "scale" / "epyc-2core.json").read_text())
+    head = ("sweep", "how", *(f"at {slots} slots" for slots in ("100", "1,000")), "half is lost at", "mostly to")
+    rows = [
+        (_sweep(found["sweeps"][name], int(count)), way, *_at(curve), _half(curve["knee"]), curve["knee"]["bottleneck"])
+        for name, ways in found["curves"].items()
+        for count in next(iter(ways.values()))
+        for way, curve in ((way, counts[count]) for way, counts in ways.items())
+    ]
+    made = (
+        f"Simulated with the costs of CPU jobs, not measured on GPUs: {found['machine']}, commit {found['commit']}, "
+        f"{found['date']}, under load {found['load']:.1f}, Ray {found['costs']['ray']}, by {code(found['command'])}. "
+        "Efficiency is the time spent measuring by the time of all slots; in brackets the least and the most of five "
+        "sweeps."
+    )
+    return f"{table(head, rows)}\n{made}\n"
+
+
+def _sweep(sweep: dict[str, Any], count: int) -> str:
+    hours = sweep["hours_of_1000"] * count / 1000
+    return f"{count:,} jobs of {sweep['mean_s']:.1f} s, {hours:,.1f} h on one machine"
+
+
+def _at(curve: dict[str, Any]) -> list[str]:
+    bands = [curve["efficiency"][slots] for slots in ("100", "1000")]
+    return [f"{100 * middle:.0f} % [{100 * low:.0f}, {100 * high:.0f}]" for low, middle, high in bands]
+
+
+def _half(knee: dict[str, Any]) -> str:
+    middle = knee["slots"][1]
+    return f"{float(f'{middle:.2g}'):,.0f} slots" if middle else "more than 3,000 slots"
+
+
 # --- Markdown --------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +261,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
-_MAKERS = (verbs, strategies, backends, suites, axes, budget, presets, encoders, pages, pictures)
+_MAKERS = (verbs, strategies, backends, suites, axes, budget, presets, encoders, pages, pictures, scale)
 TEXTS: dict[str, Callable[[], str]] = {each.__name__: each for each in _MAKERS}
 
 

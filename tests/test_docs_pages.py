@@ -16,8 +16,9 @@ import pytest
 import typer
 import yaml
 
-from fusionbench import backends, registry, suite
+from fusionbench import backends, registry, slices, suite
 from fusionbench.cli import app
+from fusionbench.errors import FusionbenchError
 from tests import pages
 from tests.command import call
 from tests.pages import Block, Command
@@ -112,7 +113,8 @@ def names() -> set[str]:
 
 def execute(command: Command, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     """What a command prints; it must end well."""
-    variables, program, arguments = split(command.text)
+    variables, program, words = split(command.text)
+    arguments = [each for word in words for each in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
     if program == "fusionbench":
         assert not variables, where
         shorter = next((more for verb, more in SHORTER.items() if " ".join(arguments).startswith(verb)), [])
@@ -155,7 +157,7 @@ def test_a_command_that_needs_what_a_test_has_not_says_what_and_is_spelled_right
 
 
 def test_every_need_is_somebodys() -> None:
-    """The reasons why commands are not run here: a GPU, GitHub, an installation, hours, no end."""
+    """The reasons why commands are not run here: a GPU, GitHub, Slurm, an installation, hours, no end."""
     assert {block.info.split()[1] for _, block in ELSEWHERE} == set(module("elsewhere").NEEDS)
 
 
@@ -164,6 +166,8 @@ def assert_spelled_right(text: str, where: str) -> None:
     if program == "make":
         targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert {each for each in arguments if "=" not in each} <= targets, where
+    if program == "sbatch":
+        assert_array_is_whole(arguments, where)
     if program == "fusionbench":
         command = typer.main.get_command(app)
         while hasattr(command, "commands"):
@@ -173,6 +177,31 @@ def assert_spelled_right(text: str, where: str) -> None:
         command.make_context(text, list(arguments))  # raises where an option is unknown or a value does not fit
 
 
+def assert_array_is_whole(arguments: list[str], where: str) -> None:
+    """What an array wraps is spelled right, and its tasks are all slices of the plan."""
+    given = dict(each.split("=", 1) for each in arguments)
+    assert set(given) <= {"--array", "--gpus", "--wrap"}, where
+    first, last = given["--array"].split("-")
+    tasks = [given["--wrap"].replace("$SLURM_ARRAY_TASK_ID", str(task)) for task in range(int(first), int(last) + 1)]
+    for task in tasks:
+        assert "$" not in task, where
+        assert_spelled_right(task, where)
+    shards = [shlex.split(task)[shlex.split(task).index("--shard") + 1] for task in tasks]
+    assert [slices.parse(shard) for shard in shards] == [
+        slices.Slices(of=len(tasks), numbers=(task,)) for task in range(1, len(tasks) + 1)
+    ], where
+
+
+def test_an_array_that_leaves_slices_out_or_has_an_unknown_option_is_found() -> None:
+    wrap = "--wrap=fusionbench run a.toml --shard $SLURM_ARRAY_TASK_ID/4"
+    assert_array_is_whole(["--array=1-4", wrap], "here")
+    for wrong in ("--array=0-3", "--array=1-3"):
+        with pytest.raises((AssertionError, FusionbenchError)):
+            assert_array_is_whole([wrong, wrap], "here")
+    with pytest.raises(Exception, match="No such option: --sharp"):
+        assert_array_is_whole(["--array=1-4", f"{wrap} --sharp"], "here")
+
+
 def test_every_suite_in_the_pages_is_valid() -> None:
     for page in pages.names():
         for block in pages.blocks(page):
@@ -180,7 +209,7 @@ def test_every_suite_in_the_pages_is_valid() -> None:
                 suite.parse(block.body, Path(block.file).stem, f"docs/{page}")
 
 
-def test_every_workflow_in_the_pages_gives_the_action_inputs_that_it_has() -> None:
+def test_every_workflow_in_the_pages_spells_commands_right_and_gives_the_action_inputs_that_it_has() -> None:
     action = yaml.safe_load((ROOT / ".github/actions/fusionbench/action.yml").read_text())
     steps = 0
     for page in pages.names():
@@ -189,6 +218,8 @@ def test_every_workflow_in_the_pages_gives_the_action_inputs_that_it_has() -> No
                 continue
             for job in yaml.safe_load(block.body)["jobs"].values():
                 for step in job["steps"]:
+                    if step.get("run", "").startswith("fusionbench"):
+                        assert_spelled_right(re.sub(r"\$\{\{.*?\}\}", "1", step["run"]), f"{page}:{block.line}")
                     if "/actions/fusionbench@" in step.get("uses", ""):
                         steps += 1
                         assert set(step["with"]) <= set(action["inputs"]), f"{page}:{block.line}"

@@ -73,6 +73,11 @@ class Inputs:
         )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=1024)  # planning, slicing and estimating ask for the same ones, one case after the other
+def _costs(cost: Callable[..., Cost], options: tuple[tuple[str, Any], ...], case: Case, impl: str) -> Cost:
+    return adapt.adapted_cost(cost(prune.narrowed(case), impl, **dict(options)), case.adapt)
+
+
 @dataclass(frozen=True)
 class Strategy:
     """One way in which two modalities become one: a family of modules and its closed-form cost."""
@@ -99,7 +104,7 @@ class Strategy:
 
     def costs(self, case: Case, impl: str) -> Cost:
         """What that module costs."""
-        return adapt.adapted_cost(self.cost(prune.narrowed(case), impl, **self.options), case.adapt)
+        return _costs(self.cost, tuple(self.options.items()), case, impl)
 
     def given(self, case: Case) -> Step:
         """What one call takes in and what it need not compute."""

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from fusionbench import schedule, slicing
+from fusionbench import slicing
 from fusionbench.spec import Budget
 from tests import comparing
 from tests.perf import scale_model as model
@@ -126,9 +126,6 @@ def test_visits_of_a_block_are_in_the_order_of_the_schedule() -> None:
     block = [[Job(1, (1.0, 2.0, 3.0)), Job(1, (10.0,))], [Job(1, (100.0, 200.0))]]
     assert list(model.blocks(block, 2)) == [[1.0, 10.0, 2.0, 3.0], [100.0, 200.0]]
     assert list(model.blocks(block, 3)) == [[1.0, 10.0, 100.0, 2.0, 200.0, 3.0]]
-    assert model.block_size(10**6, 4) == schedule.BLOCK
-    assert model.block_size(1_000, 100) == 3
-    assert model.block_size(10, 100) == 1
 
 
 @given(st.lists(st.lists(st.floats(0.1, 1e3), min_size=1, max_size=5), min_size=1, max_size=20), st.integers(1, 12))

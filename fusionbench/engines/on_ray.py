@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from .. import __version__
 from ..errors import FusionbenchError, UnfitError, printable
-from ..pool import SlotLostError
+from ..pool import LOOK_S, SlotLostError
 from ..record import Record, Roofline, decode_record
 from ..roofline import Probe
 from ..site import Site, SiteLostError, Slot
@@ -38,7 +38,6 @@ from .measurer import Hello, Measurer, Order
 BEGIN_S = 120.0  # until an actor has imported torch: 5 s here, more from a cold network disk
 MARGIN_S = 60.0  # beyond a job's own time-out, until its node counts as lost
 GONE_S = 15.0  # how long the head may not answer; Ray itself ends this process after 60
-LOOK_S = 0.25  # how late Ctrl-C may be noticed; an answer wakes us at once
 
 _encoder = msgspec.json.Encoder()
 

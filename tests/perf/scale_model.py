@@ -15,10 +15,7 @@ from heapq import heappop, heapreplace
 
 import numpy as np
 
-from fusionbench import schedule
-
-LOOK_S = 0.25  # after so long the driver looks for an answer in vain, and again (engines/on_ray.py)
-PER_SLOT = 4  # blocks that a slot should have at least
+from fusionbench.pool import LOOK_S, size_of
 
 # What slots lose time to, by the names that figures and pages have.
 PLANNING, STARTING = "planning", "start of workers"
@@ -121,14 +118,14 @@ def _visits(block: Sequence[Job]) -> list[float]:
 def by_driver(
     questions: Sequence[Question], slots: int, costs: Costs, rng: np.random.Generator, *, size: int | None = None
 ) -> Outcome:
-    """One driver hands blocks of ``size`` jobs to ``slots``; without it they are as large as ``block_size`` says.
+    """One driver hands blocks of ``size`` jobs to ``slots``; without it they are as large as ``pool.size_of`` says.
 
     A slot has one visit at a time: its record travels to the driver, waits there for its turn to be computed and then for
     its turn to be stored, first come, first served, and the next visit travels back. All of that is lost to the slot, with
     a queue or without.
     """
     jobs = sum(map(len, questions))
-    shared = blocks(questions, size or block_size(jobs, slots))
+    shared = blocks(questions, size or size_of(jobs, slots))
     turns = slots + sum(
         len(job.visits_s) for question in questions for job in question
     )  # first each slot asks for work
@@ -178,11 +175,6 @@ def by_driver(
     }
     busy = {station: part / (makespan - begun) for station, part in {**own, STORE: stored}.items()}
     return Outcome(slots, makespan, worked, lost, busy)
-
-
-def block_size(jobs: int, slots: int) -> int:
-    """How many jobs a block has: as on one machine, and fewer where each slot would not have some blocks (pool.py)."""
-    return max(1, min(schedule.BLOCK, math.ceil(jobs / (PER_SLOT * slots))))
 
 
 def _from(shared: Iterator[list[float]]) -> Iterator[float]:

@@ -24,8 +24,8 @@ from .spec import Budget, Job, Visit
 
 PER_SLOT = 4  # blocks that a slot should have: more of them end closer together, fewer see more moods of the machine
 ATTEMPTS = 2  # after a job was lost with its slot so many times, it is a crash
-# How late a slot may notice Ctrl-C, or that there is nothing left; an answer wakes it at once. Each look costs the driver
-# 0.26 ms: with a thousand slots four a second are all of it, one is a quarter.
+# How late a slot may notice Ctrl-C, or that there is nothing left; an answer wakes it at once. Each look costs the
+# driver 0.26 ms: with a thousand slots four a second are all of it, one is a quarter.
 LOOK_S = 1.0
 
 

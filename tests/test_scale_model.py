@@ -62,8 +62,8 @@ def test_throughput_saturates_at_the_slower_station_of_the_driver(python: float,
 
 def test_looking_for_answers_in_vain_leaves_less_of_the_driver_for_the_rest() -> None:
     costs = Costs(python_s=(0.002,), look_s=0.001)
-    outcome = model.by_driver(equal(10_000, 4, 3.2 * model.LOOK_S), 3_000, costs, rng(), size=1)  # three looks a visit
-    assert 40_000 / outcome.makespan_s == pytest.approx(1 / (0.002 + 3 * 0.001), rel=0.03)
+    outcome = model.by_driver(equal(40_000, 4, 3.2 * model.LOOK_S), 3_000, costs, rng(), size=1)  # three looks a visit
+    assert 160_000 / outcome.makespan_s == pytest.approx(1 / (0.002 + 3 * 0.001), rel=0.03)
     assert outcome.lost_s[model.LOOKS] == pytest.approx(1.5 * outcome.lost_s[model.PYTHON], rel=0.03)
 
 

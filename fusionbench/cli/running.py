@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import FusionbenchError
+from ..remote import place
 from . import completing
 from .options import (
     DEFAULT_RESULTS,
     Limit,
     Only,
+    Place,
     Plugin,
     Quiet,
     Results,
@@ -26,6 +27,7 @@ from .options import (
     WithReport,
     narrowing,
     slices_of,
+    suite_file,
     timer_names,
 )
 
@@ -60,7 +62,7 @@ def run(
     """Measure a suite: one record per job, saved as it comes. An unfinished run of it is resumed."""
     from .. import suite as suites
 
-    chosen, narrowed, slices = suites.read(suite), narrowing(only, scale), slices_of(shard)
+    chosen, narrowed, slices = suites.read(suite_file(suite)), narrowing(only, scale), slices_of(shard)
     if job and slices:
         raise FusionbenchError("--job and --shard exclude each other: one job has no slices")
     suites.narrow(chosen, narrowed)  # bad values are told before torch is imported
@@ -70,6 +72,9 @@ def run(
         chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, rounds=rounds,
         energy_s=1.0 if energy else None, timers=timer_names(timer),
     )  # fmt: skip
+    from .. import staging
+
+    folder = staging.folder_of(results)
     from ..engines import local
 
     local.start_server()
@@ -79,7 +84,7 @@ def run(
     out = terminal.console(stderr=True)
     prepared = launches.new(
         chosen,
-        results,
+        folder,
         budget=budget,
         only=narrowed,
         limit=limit,
@@ -90,13 +95,22 @@ def run(
         retry_failed=retry_failed,
         order_seed=order_seed,
         command=sys.argv,
+        read=staging.read,
         warn=lambda problem: terminal.note(out, problem),
     )
     raise typer.Exit(session.execute(prepared, out, report=report, quiet=quiet, strict=strict))
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(help="The run folder to go on with.", autocompletion=completing.runs)],
+    run: Annotated[
+        Place,
+        typer.Argument(
+            metavar="RUN",
+            parser=place,
+            help="The run folder to go on with, here or behind a URL.",
+            autocompletion=completing.runs,
+        ),
+    ],
     plugin: Plugin = None,
     retry_failed: RetryFailed = False,
     allow_env_change: Annotated[
@@ -107,9 +121,10 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that was interrupted."""
-    from .. import store
+    from .. import staging, store
 
-    store.read_manifest(run)  # a wrong path is told before torch is imported
+    folder = staging.run_of(run)
+    store.read_manifest(folder)  # a wrong path is told before torch is imported
     from ..engines import local
 
     local.start_server()
@@ -119,7 +134,7 @@ def resume(
     out = terminal.console(stderr=True)
     plugins = [str(path) for path in plugin or []]
     prepared = launches.resume(
-        run,
+        folder,
         plugins=plugins,
         retry_failed=retry_failed,
         allow_env_change=allow_env_change,

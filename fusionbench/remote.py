@@ -147,7 +147,7 @@ def entries(url: Url) -> list[Entry] | None:
         try:
             found: Sequence[dict[str, Any]] = fs.ls(path, detail=True)
         except (FileNotFoundError, NotADirectoryError) as error:
-            if "bucket" in str(error).lower():
+            if error.__cause__ is not None and "bucket" in str(error).lower():  # s3fs: the store has said so
                 raise
             return None
     if len(found) > MOST_NAMES:

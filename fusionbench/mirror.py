@@ -34,7 +34,8 @@ def read(run: Place) -> store.Run:
         return store.read(run)
     path, left = _fetched(run)
     found = store.read(path)
-    return replace(found, damage=[*found.damage, *left])
+    damage = [*map(remote.told, found.damage), *left]
+    return replace(found, damage=damage, torn=[remote.told(text) for text in found.torn])
 
 
 def here(place: Place) -> Path:

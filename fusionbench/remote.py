@@ -6,6 +6,7 @@ the first operation, and what its filesystems raise becomes a StoreError: one li
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import re
@@ -178,10 +179,9 @@ def read_all(urls: Sequence[Url], limit: int) -> list[bytes | None]:
     with _reached("read", urls[0].parent):
         fs, _ = _filesystem(urls[0])
         paths = [_filesystem(url)[1] for url in urls]
-        # An empty object has no first byte, and a store may say so by an error: it is as good as missing.
         found = fs.cat_ranges(paths, 0, limit + 1, on_error="return")
         for each in found:
-            if isinstance(each, PermissionError) or (isinstance(each, Exception) and not isinstance(each, OSError)):
+            if isinstance(each, Exception) and not _is_missing(each):
                 raise each
     return [bytes(each) if not isinstance(each, Exception) and len(each) <= limit else None for each in found]
 
@@ -203,6 +203,12 @@ def upload(path: Path, url: Url) -> None:
     with _reached("write", url):
         fs, remote = _filesystem(url)
         fs.put_file(str(path), remote)
+
+
+def _is_missing(error: Exception) -> bool:
+    """An empty object has no first byte, and a store calls the range invalid: it is as good as missing."""
+    missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    return missing or (isinstance(error, OSError) and error.errno == errno.EINVAL)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from .remote import Place, Url
 from .store import MANIFEST, SHARDS, SUITE
 
 EVERY_S = 30.0  # what a machine that vanishes takes with it
+COMPARED = 1 << 20  # bytes of a shard that was there before
 SHARE = 0.1  # of the time may be spent on uploads, where one takes long: each sends the whole shard again
 
 Note = Callable[[str], object]
@@ -42,10 +43,11 @@ def run_of(run: Place) -> Path:
     """The run folder to go on with; of a URL's what other machines have measured is fetched. Raises StoreError."""
     if isinstance(run, Path):
         return run
-    folder = _folder(run.parent) / run.name
     if not remote.is_safe(run.name):
         raise FusionbenchError(f"'{printable(str(run))}' is no run; give the URL of a run folder")
-    mirror.fetch_run(run, folder)
+    folder = _folder(run.parent) / run.name
+    if remote.entries(run) is not None or not (folder / MANIFEST).exists():
+        mirror.fetch_run(run, folder)
     return folder
 
 
@@ -76,12 +78,10 @@ def uploading(run: Path, note: Note) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _end(thread, stop)
-        if failed := _finish(upload, note):
+        if failed := _finish(upload, thread, stop, note):
             note(failed)
         raise
-    _end(thread, stop)
-    if failed := _finish(upload, note):
+    if failed := _finish(upload, thread, stop, note):
         raise UnstoredError(failed)
 
 
@@ -131,22 +131,32 @@ class Upload:
         return [path for path in (*shards, *others, *last) if not path.is_symlink()]
 
     def _is_there(self, path: Path, size: int) -> bool:
-        """Whether the store has the file from an earlier attempt; raises StoreError where it has another one."""
+        """Whether the store has all of the file; raises StoreError where it has another one of this name.
+
+        Of a shard of another machine, which goes on there, it may have more than was fetched.
+        """
         if path.parent == self.run:
             return path.name in self._papers
-        theirs = self._theirs.pop(path.name, None)
+        theirs = self._theirs.get(path.name)
         if theirs is None:  # or sent by this object
             return False
-        if theirs == size:
-            return True
         url = self.url / SHARDS / path.name
+        if not _begin_alike(path, url, min(size, theirs)):
+            raise StoreError(f"'{printable(str(url))}' is another shard of this name; nothing is overwritten")
         if theirs < size:
-            before = remote.read(url, size)
-            with path.open("rb") as file:
-                if file.read(len(before)) == before:
-                    return False
-        self._theirs[path.name] = theirs
-        raise StoreError(f"'{printable(str(url))}' is another shard of this name; nothing is overwritten")
+            del self._theirs[path.name]
+        return theirs >= size
+
+
+def _begin_alike(path: Path, url: Url, size: int) -> bool:
+    """Whether both have the same in the first and in the last megabyte of as many bytes as the shorter has."""
+    with path.open("rb") as here, remote.opened(url) as there:
+        for at in sorted({0, max(0, size - COMPARED)}):
+            here.seek(at)
+            there.seek(at)
+            if here.read(min(COMPARED, size)) != there.read(min(COMPARED, size)):
+                return False
+    return True
 
 
 def _repeat(upload: Upload, stop: threading.Event, note: Note) -> None:
@@ -167,15 +177,12 @@ def _repeat(upload: Upload, stop: threading.Event, note: Note) -> None:
         pause = max(EVERY_S, (time.monotonic() - begun) / SHARE)
 
 
-def _end(thread: threading.Thread, stop: threading.Event) -> None:
-    stop.set()
-    thread.join()
-
-
-def _finish(upload: Upload, note: Note) -> str:
+def _finish(upload: Upload, thread: threading.Thread, stop: threading.Event, note: Note) -> str:
     """The last upload; what to say where it fails: from then on the run is shown as the folder that it is here."""
     again = f"everything is in '{upload.run}', and goes up with: fusionbench resume {upload.url}"
     try:
+        stop.set()
+        thread.join()
         upload.turn()
     except (StoreError, OSError) as error:
         remote.forget(upload.run)

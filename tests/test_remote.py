@@ -356,11 +356,19 @@ def test_where_the_last_upload_fails_the_folder_here_is_named(tmp_path: Path, mo
 def test_another_shard_of_the_same_name_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = staged(tmp_path, monkeypatch)
     (shard,) = (path / "shards").iterdir()
-    for theirs in (b"of another machine", shard.read_bytes() + b"more"):
-        MemoryFileSystem().pipe_file(f"/runs/{path.name}/shards/{shard.name}", theirs)
-        with pytest.raises(StoreError, match="is another shard of this name"):
-            staging.Upload(path, RUNS / path.name).turn()
-        assert MemoryFileSystem().cat_file(f"/runs/{path.name}/shards/{shard.name}") == theirs
+    name, whole = f"/runs/{path.name}/shards/{shard.name}", shard.read_bytes()
+    MemoryFileSystem().pipe_file(name, b"of another machine")
+    with pytest.raises(StoreError, match="is another shard of this name"):
+        staging.Upload(path, RUNS / path.name).turn()
+    assert MemoryFileSystem().cat_file(name) == b"of another machine"
+    MemoryFileSystem().pipe_file(name, whole + b"more")  # of a machine that goes on, unless this shard grows, too
+    upload = staging.Upload(path, RUNS / path.name)
+    upload.turn()
+    shard.write_bytes(whole + b"else")
+    with pytest.raises(StoreError, match="is another shard of this name"):
+        upload.turn()
+    assert MemoryFileSystem().cat_file(name) == whole + b"more"
+    shard.write_bytes(whole)
     MemoryFileSystem().pipe_file(f"/runs/{path.name}/shards/{shard.name}", shard.read_bytes()[:100])  # cut off: ours
     staging.Upload(path, RUNS / path.name).turn()
     assert records_away(path.name) == 1

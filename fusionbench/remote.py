@@ -95,9 +95,12 @@ def place(text: str | Path) -> Place:
     return Url(f"{scheme}://{rest}")
 
 
-def swallowed(path: Path) -> bool:
-    """Whether ``path`` was a URL before it became a path, which makes one slash of two."""
-    return len(path.parts) > 1 and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", path.parts[0]) is not None
+def refuse_url(path: Path) -> None:
+    """Raise StoreError for what was a URL before it became a path to write to, which makes one slash of two."""
+    first, *rest = path.parts or ("",)
+    if rest and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", first):
+        url = printable(f"{first}//{'/'.join(rest)}")
+        raise StoreError(f"cannot write '{url}': this is a URL, and files are written here; name a file")
 
 
 def is_safe(name: str) -> bool:

@@ -109,9 +109,10 @@ def test_a_filesystem_that_is_not_installed_is_named_with_its_extra(monkeypatch:
 
 
 def test_an_option_that_writes_files_here_refuses_a_url(run: Path, machine: Callable[[str], Machine]) -> None:
-    code, _, err = machine("a")("show", run, "--csv", "memory://runs/table.csv")
-    assert code == 2
-    assert "cannot write 'memory://runs/table.csv': this is a URL" in err
+    for arguments in (["show", run, "--csv"], ["claims", "C1", "-o"], ["profile", "smoke", "-o"], ["compare", run, run, "--json"]):  # fmt: skip
+        code, _, err = machine("a")(*arguments, "memory://runs/file")
+        assert code == 2
+        assert "cannot write 'memory://runs/file': this is a URL, and files are written here" in err
     assert not Path("memory:").exists()
 
 

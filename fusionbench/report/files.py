@@ -12,10 +12,9 @@ from pathlib import Path
 
 from ..disk import explained
 from ..errors import StoreError, printable
-from ..remote import swallowed
+from ..remote import refuse_url
 
 STDOUT = Path("-")
-URL = "this is a URL, and the option writes files here; name a file, and copy it there"
 
 
 def put(path: Path, data: bytes) -> None:
@@ -34,7 +33,7 @@ def refuse_unwritable(*paths: Path | None) -> None:
     if named.count(STDOUT) > 1:
         raise StoreError("only one of the outputs can be '-', the standard output")
     for path in named:
-        _refuse_url(path)
+        refuse_url(path)
         with explained(f"cannot write '{printable(str(path))}'"):
             _try(Path(os.path.realpath(path)))
 
@@ -56,20 +55,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A link is followed, and what is no regular file (a device, a pipe) is written as it is. Raises StoreError.
     """
-    _refuse_url(path)
+    refuse_url(path)
     with explained(f"cannot write '{printable(str(path))}'"):
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file() and not target.is_dir():
             yield target
         else:
             yield from _replacing(target)
-
-
-def _refuse_url(path: Path) -> None:
-    """A path is all that is left of it: its two slashes are one."""
-    if swallowed(path):
-        first, *rest = path.parts
-        raise StoreError(f"cannot write '{printable(f'{first}//' + '/'.join(rest))}': {URL}")
 
 
 def _replacing(path: Path) -> Iterator[Path]:

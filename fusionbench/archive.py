@@ -21,7 +21,7 @@ def runs(
 
     ``left_out`` is told of what could not be read, in part or in whole, and why. Links are not followed.
     """
-    for path in _paths(folder) if isinstance(folder, Path) else _urls(folder):
+    for path in _urls(folder) if isinstance(folder, Url) else _paths(folder):
         try:
             run = unseal(path, fields, wanted) if path.suffix == ".parquet" else mirror.read(path)
         except StoreError as error:

@@ -30,7 +30,7 @@ SEALED = ".parquet"  # never fetched whole
 
 def read(run: Place) -> store.Run:
     """As ``store.read``, of a URL, too; raises StoreError. Objects that were not fetched are told as damage."""
-    if isinstance(run, Path):
+    if not isinstance(run, Url):
         return store.read(run)
     path, left = _fetched(run)
     found = store.read(path)
@@ -40,12 +40,12 @@ def read(run: Place) -> store.Run:
 
 def here(place: Place) -> Path:
     """A path as it is; of a URL the run folder or the single file behind it, fetched. Raises StoreError."""
-    return place if isinstance(place, Path) else _fetched(place)[0]
+    return _fetched(place)[0] if isinstance(place, Url) else place
 
 
 def newest(results: Place) -> Place | None:
     """The newest run in a folder of runs; of those behind a URL only the manifests are fetched."""
-    if isinstance(results, Path):
+    if not isinstance(results, Url):
         return next(iter(store.runs(results)), None)
     folder = own_folder(results) / "runs"
     fetch_manifests(results, folder)
@@ -96,7 +96,7 @@ def fetch_run(run: Url, folder: Path) -> list[str]:
 def landing(place: Place, *, fetch: bool = False) -> Iterator[Path]:
     """Where to write a file: what the block has put there goes to ``place`` at its end; with ``fetch`` what is there
     now is found there. Raises StoreError."""
-    if isinstance(place, Path):
+    if not isinstance(place, Url):
         yield place
         return
     path = own_folder(place) / "written" / place.name

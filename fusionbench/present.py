@@ -18,7 +18,7 @@ from .history import History
 from .inspection import Inspection
 from .ledger import FILE, Ledger
 from .ledger import load as load_ledger
-from .remote import Place
+from .remote import Place, Url
 from .suite import parse, shipped
 from .suite import read as read_suite
 
@@ -31,7 +31,7 @@ def read(run: Place | None, results: Place) -> store.Run:
         run = mirror.newest(results)
         if run is None:
             raise FusionbenchError(f"no run in '{results}' yet; measure one with: fusionbench run smoke")
-    if run.suffix == ".parquet" and not (isinstance(run, Path) and not run.is_file()):
+    if run.suffix == ".parquet" and (isinstance(run, Url) or run.is_file()):
         from .sealed import unseal
 
         return unseal(run)

@@ -23,7 +23,7 @@ from .collector import paused
 from .disk import NewerSchemaError
 from .errors import DamagedError, StoreError, printable
 from .record import VERSION, Environment, Record, Roofline
-from .remote import Place
+from .remote import Place, Url
 from .report.files import replacing
 from .spec import Job
 from .survey import survey
@@ -91,13 +91,13 @@ def unseal(path: Place, fields: Sequence[str] = (), wanted: Wanted | None = None
                 records += found if wanted is None else [record for record in found if wanted(record.job)]
     except (pa.ArrowException, msgspec.MsgspecError, KeyError, ValueError, OSError) as error:
         raise DamagedError(f"'{shown}' cannot be read as a sealed run: {printable(str(error))}") from error
-    place = path if isinstance(path, Path) else Path(path.name)
+    place = Path(path.name) if isinstance(path, Url) else path
     return store.Run(place, None, records, environments, torn=[], damage=damage, duplicates=0, rooflines=rooflines)
 
 
 @contextmanager
 def _opened(path: Place) -> Iterator[pyarrow.parquet.ParquetFile]:
-    if isinstance(path, Path):
+    if not isinstance(path, Url):
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
         return

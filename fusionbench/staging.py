@@ -32,7 +32,7 @@ Note = Callable[[str], object]
 def folder_of(results: Place) -> Path:
     """The folder of runs to measure into: ``results`` itself, or for a URL the one that stages its runs, with their
     manifests. Raises StoreError."""
-    if isinstance(results, Path):
+    if not isinstance(results, Url):
         return results
     folder = _folder(results)
     mirror.fetch_manifests(results, folder)
@@ -41,7 +41,7 @@ def folder_of(results: Place) -> Path:
 
 def run_of(run: Place) -> Path:
     """The run folder to go on with; of a URL's what other machines have measured is fetched. Raises StoreError."""
-    if isinstance(run, Path):
+    if not isinstance(run, Url):
         return run
     if not remote.is_safe(run.name):
         raise FusionbenchError(f"'{printable(str(run))}' is no run; give the URL of a run folder")
@@ -87,7 +87,7 @@ def uploading(run: Path, note: Note) -> Iterator[None]:
 
 def target_of(run: Place) -> Path:
     """Where to write a run that ``send`` uploads: what its URL holds already is there. Raises StoreError."""
-    if isinstance(run, Path):
+    if not isinstance(run, Url):
         return run
     folder = mirror.own_folder(run) / "written" / (run.name if remote.is_safe(run.name) else "run")
     remote.stands_for(folder, run)

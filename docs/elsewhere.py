@@ -10,6 +10,7 @@ from sphinx.directives.code import CodeBlock
 
 # What a command may need that a test has not; tests/test_docs_pages.py refuses any other.
 NEEDS = {
+    "bucket": "With a bucket of yours in an object store",
     "gpu": "On a machine with an NVIDIA GPU",
     "github": "In a repository on GitHub",
     "install": "Installs packages on your machine",

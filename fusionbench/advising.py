@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from . import advice, archive, launch, session, suite
+from . import advice, archive, launch, session, staging, suite
 from .advice import Advice, Candidate, Limits
 from .environment import capture
 from .errors import SuiteError
 from .record import Environment, Record, Roofline
+from .remote import Place
 from .spec import Case, Shape
 from .suite import single
 
@@ -35,7 +35,7 @@ class Request:
     device: str
     mode: str
     limits: Limits
-    results: Path
+    results: Place
     machine: str | None
     strategies: tuple[str, ...]
     plugins: tuple[str, ...]
@@ -89,7 +89,7 @@ def settle(request: Request, found: Advice, out: Console, *, quiet: bool) -> int
     chosen = suite.parse(_suite(found.case, doubtful(found)), "advise", "advise")
     prepared = launch.new(
         chosen,
-        request.results,
+        staging.folder_of(request.results),
         budget=msgspec.structs.replace(chosen.budget, threads=found.threads),
         only={},
         plugins=request.plugins,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from . import baseline, comparison, judge, store
+from . import baseline, comparison, judge, mirror, remote, staging, store
 from . import suite as suites
 from .baseline import ANEW, Baseline
 from .comparison import Source
@@ -27,6 +27,7 @@ from .errors import (
     printable,
 )
 from .inspection import Inspection
+from .remote import Place, Url
 from .shard import MAX_SHARD
 from .spec import Budget
 
@@ -41,7 +42,7 @@ class Measuring:
     """How to measure what is to be judged: the suite's file, where runs go, what may be run, and who it is called."""
 
     suite: str | None = None
-    results: Path = Path("results/runs")
+    results: Place = Path("results/runs")
     plugins: tuple[str, ...] = ()
     machine: str | None = None
     quiet: bool = False
@@ -72,12 +73,17 @@ class Baselines:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def side(path: Path) -> Source:
+def side(place: Place) -> Source:
     """What a file or folder holds, told by its content: a run, a shard, a sealed run or a baseline.
 
     Raises StoreError for anything else, and where there is nothing at all in it.
     """
-    shown = printable(str(path))
+    shown = printable(str(place))
+    if isinstance(place, Url) and place.suffix == mirror.SEALED:
+        from .sealed import unseal
+
+        return _with_records(unseal(place), shown)
+    path = mirror.here(place)
     beginning = b"" if path.is_dir() else _beginning(path, shown)
     if baseline.claims_to_be_one(beginning):
         return baseline.load(path)
@@ -87,7 +93,7 @@ def side(path: Path) -> Source:
         return _with_records(unseal(path), shown)
     if not path.is_dir() and not beginning.strip():
         raise NothingError(f"'{shown}' is empty: there is nothing to compare")
-    return _with_records(store.read(path), shown)
+    return _with_records(mirror.read(place if path.is_dir() else path), shown)
 
 
 def _beginning(path: Path, shown: str) -> bytes:
@@ -117,12 +123,12 @@ def renamed(run: store.Run, machine: str | None) -> store.Run:
     return replace(run, environments=named)
 
 
-def baselines(paths: Sequence[Path]) -> Baselines:
+def baselines(places: Sequence[Place]) -> Baselines:
     """What these files are to judge by; raises FusionbenchError where one is no baseline or two are of suites."""
     from . import inspection
 
     run, kernels = None, []
-    for path in paths:
+    for path in map(mirror.here, places):
         if path.is_file() and _is_profile(path):
             kernels.append((path, inspection.load(path)))
         elif run is not None:
@@ -144,7 +150,7 @@ def _is_profile(path: Path) -> bool:
 
 def judged(
     found: Baselines,
-    head: Path | None,
+    head: Place | None,
     gates: Sequence[Gate],
     how: Measuring,
     out: Console,
@@ -233,7 +239,7 @@ def _confirm(
     return confirm
 
 
-def _compared(found: Baselines, head: Path | None, gates: Sequence[Gate], how: Measuring, out: Console) -> Comparison:
+def _compared(found: Baselines, head: Place | None, gates: Sequence[Gate], how: Measuring, out: Console) -> Comparison:
     """The suite's baseline with the run that it is to judge; without jobs where kernels alone are judged."""
     if found.run is None and head is not None:
         raise FusionbenchError(f"no baseline to judge '{printable(str(head))}' by; name one with --baseline FILE")
@@ -244,10 +250,11 @@ def _compared(found: Baselines, head: Path | None, gates: Sequence[Gate], how: M
     run = whole_run(head, "judge") if head else measured(base, path, gates, how, out)
     if how.strict and "timing" in gates:
         _refuse_disturbed(run)
-    return comparison.of(base, renamed(run, how.machine), (str(path), str(run.path)))
+    labels = remote.told(str(path)), str(head or remote.told(str(run.path)))
+    return comparison.of(base, renamed(run, how.machine), labels)
 
 
-def whole_run(path: Path, what: str) -> store.Run:
+def whole_run(path: Place, what: str) -> store.Run:
     """The run to judge or keep: a damaged one may have lost what matters, and a baseline is none."""
     found = side(path)
     if isinstance(found, Baseline):
@@ -281,7 +288,7 @@ def measured(base: Baseline, path: Path, gates: Sequence[Gate], how: Measuring, 
 
     prepared = launch.new(
         chosen,
-        how.results,
+        staging.folder_of(how.results),
         budget=base.budget if "timing" in gates else short(base.budget),
         only=base.only,
         limit=base.limit,

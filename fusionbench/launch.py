@@ -130,11 +130,13 @@ def new(
     command: Sequence[str] = (),
     machine: str | None = None,
     site: Site | None = None,
+    read: Callable[[Path], store.Run] = store.read,
     warn: Callable[[str], object],
 ) -> Launch:
     """A launch of ``chosen`` (not yet narrowed). An unfinished run of the same suite, narrowing and budget, made in
     this environment (and in the order of ``order_seed``, where that is given), is continued unless ``fresh``; ``warn``
-    is told why one that looks like it is not. Raises FusionbenchError for names, values and jobs that do not exist.
+    is told why one that looks like it is not; ``read`` reads a run of which ``results`` may have no more than its
+    manifest. Raises FusionbenchError for names, values and jobs that do not exist.
     """
     load_plugins(plugins)
     plugins = [str(Path(plugin).resolve()) for plugin in plugins]
@@ -144,10 +146,11 @@ def new(
     environment = site.environments[0]
     if not fresh and not job:
         found = store.latest(
-            results, chosen.hash, asked, limit, slices=slices, budget=budget, retry_failed=retry_failed, ignored=warn
-        )
-        earlier = None if found is None else store.read(found)
-        reason = _why_anew(earlier, site, results, chosen, order_seed)
+            results, chosen.hash, asked, limit, slices=slices, budget=budget, retry_failed=retry_failed, read=read,
+            ignored=warn,
+        )  # fmt: skip
+        earlier = None if found is None else read(found)
+        reason = _why_anew(earlier, site, results, chosen, order_seed, read)
         if earlier is not None and reason is None:
             return _continued(earlier, plan, budget, plugins, site, retry_failed, warn)
         if reason is not None:
@@ -235,7 +238,12 @@ def _moved(earlier: store.Run, site: Site) -> list[str]:
 
 
 def _why_anew(
-    earlier: store.Run | None, site: Site, results: Path, chosen: suite.Suite, order_seed: int | None
+    earlier: store.Run | None,
+    site: Site,
+    results: Path,
+    chosen: suite.Suite,
+    order_seed: int | None,
+    read: Callable[[Path], store.Run],
 ) -> str | None:
     """Why the unfinished run ``earlier`` is not continued or, if there is none, why one that the user may think of is
     another; None where nothing needs to be said."""
@@ -249,7 +257,7 @@ def _why_anew(
     if newest is None or newest.suite_hash == chosen.hash:
         return None
     with suppress(StoreError):  # what cannot be read cannot be continued either
-        if not store.complete(store.read(path)):
+        if not store.complete(read(path)):
             remedy = f"fusionbench resume {printable(str(path))}"
             return f"suite '{chosen.name}' was edited; its unfinished run goes on with: {remedy}"
     return None

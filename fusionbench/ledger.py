@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from .disk import explained, opened, refuse_newer, write_atomically
 from .errors import StoreError, printable
 from .record import Environment
+from .remote import refuse_url
 
 VERSION = 1  # of the file; a reader refuses a newer one
 MAX_BYTES = 1 << 20  # a full ledger is 40 KB
@@ -142,6 +143,7 @@ def encode(ledger: Ledger) -> bytes:
 
 def make_place(path: Path) -> None:
     """Make the folder that ``path`` will be written to; raises StoreError before anything is measured for it."""
+    refuse_url(path)
     if path.is_dir():
         raise StoreError(f"cannot write '{printable(str(path))}': it is a folder; name the file in it ({FILE})")
     with explained(f"cannot write '{printable(str(path))}'"):

@@ -11,30 +11,32 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import comparison, store, timeline
+from . import comparison, mirror, remote, store, timeline
 from .delta import Comparison
 from .errors import FusionbenchError, StoreError, printable
 from .history import History
 from .inspection import Inspection
 from .ledger import FILE, Ledger
 from .ledger import load as load_ledger
+from .remote import Place, Url
 from .suite import parse, shipped
 from .suite import read as read_suite
 
 SEALED = "records.parquet"  # all facts of a finished run in one file, for pandas, DuckDB and for keeping
 
 
-def read(run: Path | None, results: Path) -> store.Run:
+def read(run: Place | None, results: Place) -> store.Run:
     """The run in a folder, a shard or a sealed file; the newest below ``results`` when none is given."""
     if run is None:
-        run = next(iter(store.runs(results)), None)
+        run = mirror.newest(results)
         if run is None:
             raise FusionbenchError(f"no run in '{results}' yet; measure one with: fusionbench run smoke")
-    if run.suffix == ".parquet" and run.is_file():
+    if run.suffix == ".parquet" and (isinstance(run, Url) or run.is_file()):
         from .sealed import unseal
 
         return unseal(run)
-    found = store.read(run)
+    found = mirror.read(run)
+    run = found.path
     if not found.records and run.is_file() and run.suffix != ".jsonl" and run.stat().st_size:
         shown = printable(str(run))
         raise StoreError(f"'{shown}' is no run; give a run folder, a shard (.jsonl) or a sealed run (.parquet)")
@@ -147,7 +149,7 @@ def _command(run: store.Run) -> str:
     same = known is not None and read_suite(str(known)).hash == manifest.suite_hash
     suite = manifest.suite_name if same else str(run.path / store.SUITE)
     options = [*_scale(manifest), *plugin_options(manifest.plugins), *_budget(run, manifest)]
-    return shlex.join(["fusionbench", "run", suite, *options])
+    return shlex.join(["fusionbench", "run", remote.told(suite), *options])
 
 
 def _scale(manifest: store.Manifest) -> list[str]:

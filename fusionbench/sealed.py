@@ -7,7 +7,8 @@ import itertools
 import types
 import typing
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet
 from msgspec.structs import astuple
 
-from . import store
+from . import remote, store
 from .collector import paused
 from .disk import NewerSchemaError
 from .errors import DamagedError, StoreError, printable
 from .record import VERSION, Environment, Record, Roofline
+from .remote import Place, Url
 from .report.files import replacing
+from .spec import Job
 from .survey import survey
 
 _VERSION, _CRC32 = b"fusionbench.version", b"fusionbench.crc32"
@@ -32,6 +35,8 @@ MAX_ROWS = 10_000_000  # runs that Parquet packs into a few bytes; as records th
 _BATCH = 2_000  # records that become columns at once: 12 us each; of 20,000, which no cache holds, 19 us
 _BATCH_SAMPLES = 1_000_000  # 40 MB; a single record may have 100,000
 _ROW_GROUP, _GROUP_BYTES = 20_000, 64 << 20
+
+Wanted = Callable[[Job], bool]
 
 
 def seal(
@@ -69,22 +74,52 @@ def seal_run(run: Path, path: Path) -> Path:
     return seal(found.records(), known.environments, path, known.rooflines, known.damage)
 
 
-def unseal(path: Path, fields: Sequence[str] = ()) -> store.Run:
+def unseal(path: Place, fields: Sequence[str] = (), wanted: Wanted | None = None) -> store.Run:
     """What ``seal`` was given. Raises StoreError for a file that is damaged, newer, or something else.
 
     Where ``fields`` of a record are named (``job`` and ``status`` among them), only their columns are read, and the
-    others have their defaults.
+    others have their defaults. Of jobs that are not ``wanted`` there are no records, and of row groups without a wanted
+    job only the column of jobs is read. Of a file behind a URL nothing else is fetched; its run has no path here.
     """
     shown = printable(str(path))
     try:
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with _opened(path) as file:
             environments, rooflines, damage = _facts(file, shown)
             records: list[Record] = []
-            for batch in file.iter_batches(_ROW_GROUP, columns=list(fields) or None):
-                records += msgspec.convert(_python(batch.to_struct_array()), list[Record])
+            for batch in file.iter_batches(_ROW_GROUP, row_groups=_holding(file, wanted), columns=list(fields) or None):
+                found = msgspec.convert(_python(batch.to_struct_array()), list[Record])
+                records += found if wanted is None else [record for record in found if wanted(record.job)]
     except (pa.ArrowException, msgspec.MsgspecError, KeyError, ValueError, OSError) as error:
         raise DamagedError(f"'{shown}' cannot be read as a sealed run: {printable(str(error))}") from error
-    return store.Run(path, None, records, environments, torn=[], damage=damage, duplicates=0, rooflines=rooflines)
+    place = Path(path.name) if isinstance(path, Url) else path
+    return store.Run(place, None, records, environments, torn=[], damage=damage, duplicates=0, rooflines=rooflines)
+
+
+@contextmanager
+def _opened(path: Place) -> Iterator[pyarrow.parquet.ParquetFile]:
+    if not isinstance(path, Url):
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+        return
+    # Requests cost 10 ms and more: ranges that lie close together are fetched as one.
+    with (
+        remote.opened(path) as ranges,
+        pyarrow.parquet.ParquetFile(ranges, page_checksum_verification=True, pre_buffer=True) as file,
+    ):
+        yield file
+
+
+def _holding(file: pyarrow.parquet.ParquetFile, wanted: Wanted | None) -> list[int]:
+    """The row groups with a wanted job; statistics cannot tell, since a key is made of many columns."""
+    groups = list(range(file.num_row_groups))
+    if wanted is None or len(groups) < 2:
+        return groups
+    return [group for group in groups if any(map(wanted, _jobs(file, group)))]
+
+
+def _jobs(file: pyarrow.parquet.ParquetFile, group: int) -> Iterator[Job]:
+    for batch in file.iter_batches(_ROW_GROUP, row_groups=[group], columns=["job"]):
+        yield from msgspec.convert(_python(batch.column("job")), list[Job])
 
 
 def _facts(file: pyarrow.parquet.ParquetFile, shown: str) -> tuple[dict[str, Environment], list[Roofline], list[str]]:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from . import device_lock, exits, fitness, launch, present, store
+from . import device_lock, exits, fitness, launch, present, remote, staging, store
 from .collector import paused
 from .engines import local
 from .errors import FusionbenchError, printable
@@ -28,9 +28,14 @@ from .terminal import console, note
 def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool, strict: bool = False) -> int:
     """Run what was prepared, show and seal it; returns the exit code. Under ``strict`` nothing is measured where
     something speaks against it beforehand. Raises UnfitError where another run measures one of its GPUs."""
+    with staging.uploading(prepared.folder, lambda line: note(out, line)):
+        return _execute(prepared, out, report=report, quiet=quiet, strict=strict)
+
+
+def _execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool, strict: bool) -> int:
     resume = f"everything finished is saved. Go on with: {_resume(prepared)}"
     try:
-        outcome = measure(prepared, out, quiet=quiet, strict=strict)
+        outcome = _measure(prepared, out, quiet=quiet, strict=strict)
     except SiteLostError as error:
         note(out, f"{error}; {resume}")
         return exits.FAILED
@@ -50,6 +55,11 @@ def execute(prepared: launch.Launch, out: Console, *, report: bool, quiet: bool,
 
 def measure(prepared: launch.Launch, out: Console, *, quiet: bool, strict: bool = False) -> Outcome:
     """Measure what was prepared, with its plan and its progress on ``out``; raises UnfitError as ``execute`` does."""
+    with staging.uploading(prepared.folder, lambda line: note(out, line)):
+        return _measure(prepared, out, quiet=quiet, strict=strict)
+
+
+def _measure(prepared: launch.Launch, out: Console, *, quiet: bool, strict: bool) -> Outcome:
     outline = _outline(prepared)
     if not quiet:
         out.print(outline_box(outline))
@@ -101,7 +111,7 @@ def _show(finished: store.Run, out: Console, *, sealed: bool, report: bool) -> N
 
 def _report(finished: store.Run) -> None:
     page = present.write_page([finished], finished.path / "report.html")
-    console().print(Text(f"report: {page}"), soft_wrap=True)
+    console().print(Text(f"report: {remote.told(str(page))}"), soft_wrap=True)
 
 
 def _outline(prepared: launch.Launch) -> Outline:
@@ -115,7 +125,7 @@ def _outline(prepared: launch.Launch) -> Outline:
         skips=counts.skips,
         devices=counts.devices,
         machine=_machine(prepared),
-        folder=str(prepared.folder),
+        folder=remote.told(str(prepared.folder)),
         budget=prepared.budget,
     )
 
@@ -131,7 +141,8 @@ def _machine(prepared: launch.Launch) -> str:
 
 
 def _resume(prepared: launch.Launch) -> str:
-    return shlex.join(["fusionbench", "resume", str(prepared.folder), *present.plugin_options(prepared.plugins)])
+    folder = remote.told(str(prepared.folder))
+    return shlex.join(["fusionbench", "resume", folder, *present.plugin_options(prepared.plugins)])
 
 
 def _verdict(records: Sequence[Record], outcome: Outcome, out: Console, strict: bool) -> int:

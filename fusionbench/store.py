@@ -309,6 +309,7 @@ def latest(
     slices: Slices | None = None,
     budget: Budget | None = None,
     retry_failed: bool = False,
+    read: Callable[[Path], Run] = read,
     ignored: Callable[[str], object] = lambda reason: None,
 ) -> Path | None:
     """The newest run of the same suite, narrowing, limit, slices (and budget, where given), if it is incomplete.

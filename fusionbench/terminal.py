@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .errors import printable
+from .remote import told
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -23,4 +24,4 @@ def console(*, stderr: bool = False) -> Console:
 
 def note(out: Console, text: str) -> None:
     """One line of untrusted text, never cut."""
-    out.print(Text(printable(text, 1000)), soft_wrap=True)
+    out.print(Text(printable(told(text), 1000)), soft_wrap=True)

@@ -14,12 +14,15 @@ PACKAGE = Path(__file__).parents[1] / "fusionbench"
 # The layers of DESIGN.md, lowest first; a package stands for all of its modules.
 LAYERS = (
     ("errors", "exits", "outlet", "stopping", "spec", "stats", "cost", "collector", "device_loss", "places"),
-    ("record", "delta", "turns", "presets", "suite", "disk", "generation", "nvml", "revisions", "slices", "estimate"),
+    (
+        *("record", "delta", "turns", "presets", "suite", "disk", "generation", "nvml", "revisions"),
+        *("slices", "estimate", "remote"),
+    ),
     (
         *("shard", "store", "survey", "compare", "environment", "ledger", "rounds", "remarks"),
         *("fitness", "device_lock", "roofline", "paired", "facts", "standings"),
     ),
-    ("baseline", "comparison", "judge", "inspection", "notices"),
+    ("baseline", "comparison", "judge", "inspection", "notices", "mirror", "staging"),
     ("change_points", "history"),
     ("timeline", "wording", "fitting", "live"),
     ("adapt", "prune", "registry", "attention", "parts", "streams", "blocks", "joint", "vectors", "int8"),
@@ -78,6 +81,7 @@ SAME_ROOM = {
     ("rounds", "store"),
     ("store", "survey"),
     ("baseline", "comparison"),
+    ("mirror", "staging"),
     ("verify", "footprint"),
     ("footprint", "plan"),
     ("matching", "plan"),

@@ -12,6 +12,7 @@ import typer
 from .. import __version__, exits
 from ..errors import FusionbenchError, printable
 from ..outlet import open_streams
+from ..remote import told
 from . import (
     advising,
     comparing,
@@ -94,7 +95,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()  # a full disk is told here, or by Python with a traceback
     except FusionbenchError as error:
-        typer.echo(f"fusionbench: {printable(str(error), 2000)}", err=True)
+        typer.echo(f"fusionbench: {printable(told(str(error)), 2000)}", err=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as missing:
         typer.echo(f"fusionbench: this needs the package '{missing.name}', which is not installed here", err=True)
@@ -102,5 +103,5 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(exits.INTERRUPTED)
     except OSError as error:
-        typer.echo(f"fusionbench: {printable(str(error))}", err=True)
+        typer.echo(f"fusionbench: {printable(told(str(error)))}", err=True)
         sys.exit(exits.USAGE)

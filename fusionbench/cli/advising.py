@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import exits
+from ..remote import place
 from . import completing
-from .options import DEFAULT_RESULTS, AsJson, Plugin, Quiet, builtins, print_json
+from .options import DEFAULT_RESULTS, AsJson, Place, Plugin, Quiet, builtins, print_json
 
 _MOST = 2**31 - 1
 
@@ -58,7 +58,13 @@ def advise(
     max_error: Annotated[float | None, typer.Option(min=0, help="The result may be so far off (relative L2).")] = None,
     machine: Annotated[str | None, typer.Option(metavar="NAME", help="Whose records; else this machine's.")] = None,
     results: Annotated[
-        Path, typer.Option("--results", metavar="DIR", help="The folder of runs and sealed runs to advise from.")
+        Place,
+        typer.Option(
+            "--results",
+            metavar="DIR",
+            parser=place,
+            help="The folder of runs and sealed runs to advise from, or its URL.",
+        ),
     ] = DEFAULT_RESULTS,
     plugin: Plugin = None,
     measure: Annotated[

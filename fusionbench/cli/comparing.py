@@ -11,8 +11,9 @@ import typer
 from .. import exits
 from ..collector import paused
 from ..errors import DamagedError, FusionbenchError, NothingError, StoreError, counted, printable, refuse_unknown
+from ..remote import place
 from . import completing
-from .options import DEFAULT_RESULTS, Plugin, Quiet, Results, RunArgument, Strict, narrowing
+from .options import DEFAULT_RESULTS, Place, Plugin, Quiet, Results, RunArgument, Strict, narrowing
 
 if TYPE_CHECKING:
     from ..baseline import Baseline
@@ -33,7 +34,7 @@ Machine = Annotated[
     ),
 ]
 
-SIDE = "A run folder, a shard (.jsonl), a sealed run (.parquet) or a baseline (.json)."
+SIDE = "A run folder, a shard (.jsonl), a sealed run (.parquet) or a baseline (.json), here or behind a URL."
 
 baseline = typer.Typer(
     help="Keep a run as what `check` judges by: baseline update.",
@@ -44,8 +45,8 @@ baseline = typer.Typer(
 
 
 def compare(
-    base: Annotated[Path, typer.Argument(help=SIDE, autocompletion=completing.runs)],
-    head: Annotated[Path, typer.Argument(help=SIDE, autocompletion=completing.runs)],
+    base: Annotated[Place, typer.Argument(metavar="BASE", parser=place, help=SIDE, autocompletion=completing.runs)],
+    head: Annotated[Place, typer.Argument(metavar="HEAD", parser=place, help=SIDE, autocompletion=completing.runs)],
     json: JsonFile = None,
     markdown: MarkdownFile = None,
     everything: Everything = False,
@@ -74,18 +75,20 @@ def compare(
 
 def check(
     run: Annotated[
-        Path | None,
+        Place | None,
         typer.Argument(
             metavar="[RUN]",
+            parser=place,
             help="The run to judge; without it the baseline's suite is measured now.",
             autocompletion=completing.runs,
         ),
     ] = None,
     baselines: Annotated[
-        list[Path] | None,
+        list[Place] | None,
         typer.Option(
             "--baseline",
             metavar="FILE",
+            parser=place,
             help="What to judge by; repeatable: what `baseline update` wrote, and what `inspect --json` wrote.",
         ),
     ] = None,
@@ -197,32 +200,37 @@ def update(
     ] = "",
     machine: Annotated[str | None, typer.Option(metavar="NAME", help="Keep it under this machine's name.")] = None,
     output: Annotated[
-        Path | None,
+        Place | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="The file; without it results/baseline/<machine>/<suite>.json."
+            "--output",
+            "-o",
+            metavar="FILE",
+            parser=place,
+            help="The file, here or to a URL; without it results/baseline/<machine>/<suite>.json.",
         ),
     ] = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Write a run as the baseline of its suite on its machine, and say what changed against the one before."""
     from .. import baseline as baselines
-    from .. import checking, present
+    from .. import checking, mirror, present
     from ..report.files import STDOUT, put, refuse_unwritable
 
-    refuse_unwritable(output)
+    refuse_unwritable(output if isinstance(output, Path) else None)
     if not reason.strip():  # told before a large run is read
         raise FusionbenchError(f"a baseline needs a reason, for whoever reviews it: {baselines.ANEW}")
     with paused():
         found = checking.whole_run(run, "keep") if run else present.read(None, results)
         made = baselines.of(found, reason, machine or None)
-    path = output or baselines.place(baselines.FOLDER, made.environment.machine, made.suite_name)
-    data, before = baselines.encode(made), _before(path)
-    put(path, data)
+    target = output or baselines.place(baselines.FOLDER, made.environment.machine, made.suite_name)
+    with mirror.landing(target, fetch=True) as path:
+        data, before = baselines.encode(made), _before(path)
+        put(path, data)
     if path == STDOUT:
         return
     for line in _changes(before, made):
         typer.echo(line)
-    typer.echo(str(path))
+    typer.echo(str(target))
 
 
 def _gates(names: list[str] | None) -> tuple[Gate, ...]:
@@ -232,7 +240,7 @@ def _gates(names: list[str] | None) -> tuple[Gate, ...]:
     return tuple(gate for gate in GATES if gate in (names or ()))
 
 
-def _refuse_misplaced(run: Path | None, paired: str | None, for_pairs: Mapping[str, object]) -> None:
+def _refuse_misplaced(run: Place | None, paired: str | None, for_pairs: Mapping[str, object]) -> None:
     for option, given in for_pairs.items():
         if given is not None and paired is None:
             raise FusionbenchError(f"{option} is for --paired; a baseline says itself what was measured")

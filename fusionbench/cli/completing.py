@@ -11,6 +11,7 @@ from pathlib import Path
 
 import typer
 
+from ..remote import is_url
 from . import names
 
 MOST = 50  # run folders, the newest
@@ -46,7 +47,10 @@ def runs(ctx: typer.Context, incomplete: str) -> list[str]:
     from .options import DEFAULT_RESULTS  # which need this module
 
     typed = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
-    folder = typed if "/" in incomplete and typed.is_dir() else Path(ctx.params.get("results") or DEFAULT_RESULTS)
+    results = ctx.params.get("results") or DEFAULT_RESULTS
+    folder = typed if "/" in incomplete and typed.is_dir() else results
+    if is_url(incomplete) or not isinstance(folder, Path):  # a Tab waits for no network
+        return []
     found = sorted(folder.glob("*/manifest.json"), key=lambda path: path.parent.name, reverse=True)
     return [str(path.parent) for path in found[:MOST]]
 

@@ -117,8 +117,9 @@ def doctor(
 ) -> None:
     """Is this machine fit to measure? Timer, noise, contention, clocks, versions, disk; each with its remedy."""
     from .. import doctor as doctors
+    from .. import staging
 
-    checks = doctors.examine(device or (), results, quick=quick)
+    checks = doctors.examine(device or (), staging.folder_of(results), quick=quick)
     if as_json:
         found = list(checks)
         print_json({"fit": all(check.status != "fail" for check in found), "checks": builtins(found)})

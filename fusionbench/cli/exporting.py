@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import exits
 from ..collector import paused
-from .options import DEFAULT_RESULTS, Results, RunArgument, leave_if_damaged
+from ..errors import FusionbenchError
+from ..remote import Url, place
+from .options import DEFAULT_RESULTS, Place, Results, RunArgument, leave_if_damaged
 
 SHOWN = 10  # problems of a damaged run, notes on an export
 
@@ -26,7 +27,10 @@ def export(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The file or folder to write; - for stdout.")
+        Place,
+        typer.Option(
+            "--output", "-o", metavar="FILE", parser=place, help="The file or folder to write, or a URL; - for stdout."
+        ),
     ],
     run: RunArgument = None,
     results: Results = DEFAULT_RESULTS,
@@ -36,14 +40,17 @@ def export(
     from ..report.files import STDOUT
 
     chosen = formats.find(name)  # a wrong name is told before anything is read
-    from .. import present
+    if chosen.folder and isinstance(output, Url):
+        raise FusionbenchError(f"'{chosen.name}' is a folder of many files; write it here, and copy it to '{output}'")
+    from .. import mirror, present
 
     with paused():
         found = present.read(run, results)
         _tell(found.problems)
         if not found.records:  # nor is there a file
             leave_if_damaged(found)
-        written = formats.export(found, chosen, output)
+        with mirror.landing(output) as path:
+            written = formats.export(found, chosen, path)
     _tell(written.notes)
     if output != STDOUT:
         typer.echo(str(output))

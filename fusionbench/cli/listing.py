@@ -22,6 +22,7 @@ from .options import (
     narrowing,
     print_json,
     slices_of,
+    suite_file,
 )
 
 BESIDE = 40  # columns that a summary needs to stand behind its name
@@ -120,7 +121,7 @@ def plan(
     """Show the jobs that a suite expands to, and why some are skipped."""
     from .. import suite as suites
 
-    chosen, slices = suites.narrow(suites.read(suite), narrowing(only, scale)), slices_of(shard)
+    chosen, slices = suites.narrow(suites.read(suite_file(suite)), narrowing(only, scale)), slices_of(shard)
     if count and slices is None:
         typer.echo(chosen.count)
         return

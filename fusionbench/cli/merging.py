@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import exits
+from ..remote import place, told
 from . import completing
+from .options import Place
 
 
 def merge(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders of one suite.", autocompletion=completing.runs)
+        list[Place],
+        typer.Argument(
+            metavar="RUN...",
+            parser=place,
+            help="Run folders of one suite, here or behind URLs.",
+            autocompletion=completing.runs,
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="The folder of the merged run.")],
+    output: Annotated[
+        Place,
+        typer.Option(
+            "--output", "-o", metavar="RUN", parser=place, help="The folder of the merged run, here or behind a URL."
+        ),
+    ],
 ) -> None:
     """Put runs of one suite together: its slices (--shard), or the same from several machines."""
-    from .. import merging, present, store
+    from .. import merging, mirror, present, staging, store
     from ..errors import FusionbenchError
     from ..terminal import console, note
 
     out = console(stderr=True)
-    merged = merging.merge(runs, output)
+    target = staging.target_of(output)
+    merged = merging.merge([mirror.here(run) for run in runs], target)
     for problem in merged.problems:
         note(out, problem)
     try:
         present.seal(store.read(merged.path))
     except (ImportError, OSError, ValueError, FusionbenchError) as error:  # Arrow's errors are ValueErrors
         note(out, f"the merged run is there, but was not sealed: {error}")
+    staging.send(target)
     if merged.missing:
         numbers = ", ".join(map(str, merged.missing))
         note(out, f"slices that nobody has measured yet: {numbers}")
-    typer.echo(merged.path)
+    typer.echo(told(str(merged.path)))
     if merged.damaged:
         raise typer.Exit(exits.DAMAGED)

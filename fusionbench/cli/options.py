@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .. import exits
+from .. import exits, remote
 from ..errors import FusionbenchError, printable, refuse_unknown
 from . import completing
 
 if TYPE_CHECKING:
+    from ..remote import Place as Place
     from ..slices import Slices
     from ..store import Run
+else:
+    Place = Path  # typer takes no unions: what it gives is what its ``parser`` makes of the text
 
 SuiteArgument = Annotated[
     str,
@@ -46,12 +49,16 @@ Plugin = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE.py", help="Load strategies from this Python file (it is run: trust it)."),
 ]
-Results = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where run folders go.")]
+Results = Annotated[
+    Place,
+    typer.Option("--results", metavar="DIR", parser=remote.place, help="Where run folders go, or a URL."),
+]
 RunArgument = Annotated[
-    Path | None,
+    Place | None,
     typer.Argument(
         metavar="[RUN]",
-        help="A run folder, a shard (.jsonl) or a sealed run (.parquet); without it the newest.",
+        parser=remote.place,
+        help="A run folder, a shard (.jsonl) or a sealed run (.parquet), here or behind a URL; without it the newest.",
         autocompletion=completing.runs,
     ),
 ]
@@ -91,6 +98,15 @@ Resource = Annotated[
 Insecure = Annotated[bool, typer.Option("--insecure", help="Reach another machine's Ray cluster without a token.")]
 
 DEFAULT_RESULTS = Path("results/runs")
+
+
+def suite_file(suite: str) -> str:
+    """The suite that is named; one behind a URL is fetched."""
+    if not remote.is_url(suite):
+        return suite
+    from .. import mirror
+
+    return str(mirror.here(remote.place(suite)))
 
 
 def leave_if_damaged(found: Run) -> None:

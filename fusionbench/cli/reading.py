@@ -12,8 +12,9 @@ import typer
 from .. import exits
 from ..collector import paused
 from ..errors import printable
+from ..remote import Url, place, told, url_of
 from . import completing
-from .options import DEFAULT_RESULTS, Results, RunArgument, leave_if_damaged
+from .options import DEFAULT_RESULTS, Place, Results, RunArgument, leave_if_damaged
 
 
 def show(
@@ -48,12 +49,18 @@ def show(
 
 def report(
     runs: Annotated[
-        list[Path] | None,
+        list[Place] | None,
         typer.Argument(
-            metavar="[RUN]...", help="Run folders; without any, the newest.", autocompletion=completing.runs
+            metavar="[RUN]...",
+            parser=place,
+            help="Run folders, here or behind URLs; without any, the newest.",
+            autocompletion=completing.runs,
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page to write.")] = None,
+    output: Annotated[
+        Place | None,
+        typer.Option("--output", "-o", metavar="FILE", parser=place, help="The page to write, here or to a URL."),
+    ] = None,
     claims: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Findings of `claims --output`; without it those in a run's claims.json."),
@@ -71,7 +78,7 @@ def report(
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Write one offline HTML page with everything a run found; of two runs also what changed, of more the history."""
-    from .. import inspection, present
+    from .. import inspection, mirror, present
 
     if static:
         from ..report import static as pictures
@@ -79,16 +86,25 @@ def report(
         pictures.refuse_missing()
     with paused():
         found = [present.read(path, results) for path in runs] if runs else [present.read(None, results)]
-        path = output or (found[0].path / "report.html" if found[0].path.is_dir() else Path("report.html"))
         checked, problems = present.ledgers(found, claims)
         profiles = inspection.load(kernels) if kernels else None
-        typer.echo(str(present.write_page(found, path, checked, problems, profiles)))
+        with mirror.landing(output or _beside(found[0].path)) as path:
+            page = present.write_page(found, path, checked, problems, profiles)
+        typer.echo(told(str(page)))
         for picture in pictures.write(path, static) if static else ():
             typer.echo(str(picture))
     if problems:
         raise typer.Exit(exits.DAMAGED)
     for each in found:
         leave_if_damaged(each)
+
+
+def _beside(run: Path) -> Place:
+    """The page of a run goes into its folder, be that here or behind a URL."""
+    if not run.is_dir():
+        return Path("report.html")
+    folder: Path | Url = url_of(run) or run
+    return folder / "report.html"
 
 
 def serve(

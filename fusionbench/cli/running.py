@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import FusionbenchError
+from ..remote import place
 from . import clustering, completing
 from .options import (
     DEFAULT_RESULTS,
@@ -18,6 +18,7 @@ from .options import (
     Insecure,
     Limit,
     Only,
+    Place,
     Plugin,
     Quiet,
     Resource,
@@ -31,6 +32,7 @@ from .options import (
     WithReport,
     narrowing,
     slices_of,
+    suite_file,
     timer_names,
 )
 
@@ -72,7 +74,7 @@ def run(
 
     asked = clustering.Asked(engine, address, accelerator, resource, insecure, strict)
     asked.check()
-    chosen, narrowed, slices = suites.read(suite), narrowing(only, scale), slices_of(shard)
+    chosen, narrowed, slices = suites.read(suite_file(suite)), narrowing(only, scale), slices_of(shard)
     if job and slices:
         raise FusionbenchError("--job and --shard exclude each other: one job has no slices")
     narrow = suites.narrow(chosen, narrowed)  # bad values are told before torch is imported
@@ -82,6 +84,9 @@ def run(
         chosen.budget, measure_s=measure_s, timeout_s=timeout_s, threads=threads, seed=seed, rounds=rounds,
         energy_s=1.0 if energy else None, timers=timer_names(timer),
     )  # fmt: skip
+    from .. import staging
+
+    folder = staging.folder_of(results)
     from ..engines import local
 
     local.start_server()
@@ -92,7 +97,7 @@ def run(
     with clustering.site(asked, narrow, plugin or [], out) as site:
         prepared = launches.new(
             chosen,
-            results,
+            folder,
             budget=budget,
             only=narrowed,
             limit=limit,
@@ -104,6 +109,7 @@ def run(
             order_seed=order_seed,
             command=sys.argv,
             site=site,
+            read=staging.read,
             warn=lambda problem: terminal.note(out, problem),
         )
         code = session.execute(prepared, out, report=report, quiet=quiet, strict=strict)
@@ -111,7 +117,15 @@ def run(
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(help="The run folder to go on with.", autocompletion=completing.runs)],
+    run: Annotated[
+        Place,
+        typer.Argument(
+            metavar="RUN",
+            parser=place,
+            help="The run folder to go on with, here or behind a URL.",
+            autocompletion=completing.runs,
+        ),
+    ],
     plugin: Plugin = None,
     retry_failed: RetryFailed = False,
     allow_env_change: Annotated[
@@ -127,13 +141,14 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that was interrupted."""
-    from .. import store
+    from .. import staging, store
     from .. import suite as suites
 
     asked = clustering.Asked(engine, address, accelerator, resource, insecure, strict)
     asked.check()
-    manifest = store.read_manifest(run)  # a wrong path is told before torch is imported
-    chosen = suites.parse(store.read_suite(run), manifest.suite_name, str(run / store.SUITE))
+    folder = staging.run_of(run)
+    manifest = store.read_manifest(folder)  # a wrong path is told before torch is imported
+    chosen = suites.parse(store.read_suite(folder), manifest.suite_name, str(folder / store.SUITE))
     from ..engines import local
 
     local.start_server()
@@ -143,7 +158,7 @@ def resume(
     out = terminal.console(stderr=True)
     with clustering.site(asked, chosen, plugin or [], out) as site:
         prepared = launches.resume(
-            run,
+            folder,
             plugins=[str(path) for path in plugin or []],
             retry_failed=retry_failed,
             allow_env_change=allow_env_change,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,12 +9,16 @@ import typer
 from .. import exits
 from ..collector import paused
 from ..errors import printable
-from .options import DEFAULT_RESULTS, AsJson, builtins, print_json
+from ..remote import Url, place, told
+from .options import DEFAULT_RESULTS, AsJson, Place, builtins, print_json
 
 
 def history(
     folder: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", help="A folder of run folders and sealed runs (.parquet).")
+        Place,
+        typer.Argument(
+            metavar="[FOLDER]", parser=place, help="A folder of run folders and sealed runs (.parquet), or its URL."
+        ),
     ] = DEFAULT_RESULTS,
     job: Annotated[str, typer.Option(metavar="TEXT", help="Only jobs with this text in their key.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="How many jobs to print, those that changed most first.")] = 20,
@@ -23,10 +26,12 @@ def history(
         bool, typer.Option("--any-machine", help="Machines of the same environment are one: containers change names.")
     ] = False,
     json: AsJson = False,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one offline HTML page.")] = None,
+    report: Annotated[
+        Place | None, typer.Option(metavar="FILE", parser=place, help="Write one offline HTML page, here or to a URL.")
+    ] = None,
 ) -> None:
     """The trend of each job over a folder of runs, and where it changed: a report, which fails nothing."""
-    from .. import archive, timeline
+    from .. import archive, mirror, timeline
 
     problems: list[str] = []
     damaged = False
@@ -35,10 +40,12 @@ def history(
         nonlocal damaged
         damaged |= is_damaged
         problems.append(text)
-        typer.echo(f"fusionbench: {printable(text, 1000)}", err=True)
+        typer.echo(f"fusionbench: {printable(told(text), 1000)}", err=True)
 
     with paused():
-        runs = archive.runs(folder, timeline.FIELDS, left_out=left_out)
+        # The key is made here of a job's fields: row groups of sealed runs without such a job are not read.
+        wanted = (lambda each: job in each.key) if job else None
+        runs = archive.runs(folder, timeline.FIELDS, wanted, left_out=left_out)
         found = timeline.build(runs, job=job, any_machine=any_machine, problems=problems)
         if not found.series:
             _explain(folder, job, runs=len(found.runs), left_out=len(problems))
@@ -46,7 +53,10 @@ def history(
         if report:
             from ..report import history as page
 
-            typer.echo(str(page.write(report, found, title=folder.resolve().name)), err=json)
+            title = folder.name if isinstance(folder, Url) else folder.resolve().name
+            with mirror.landing(report) as path:
+                page.write(path, found, title=title)
+            typer.echo(str(report), err=json)
         if json:
             print_json(builtins(found))
         elif not report:
@@ -59,7 +69,7 @@ def history(
         raise typer.Exit(exits.DAMAGED)
 
 
-def _explain(folder: Path, job: str, *, runs: int, left_out: int) -> None:
+def _explain(folder: Place, job: str, *, runs: int, left_out: int) -> None:
     shown = printable(str(folder))
     if runs and job:
         text = f"no job in '{shown}' has '{printable(job)}' in its key; see all without --job"

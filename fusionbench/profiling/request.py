@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from ..errors import FusionbenchError, printable
 from ..record import Parts
+from ..remote import refuse_url
 
 FOLDER = Path("results/profiles")
 
@@ -103,5 +104,6 @@ def safe_name(key: str) -> str:
 
 
 def refuse_existing(path: Path) -> None:
+    refuse_url(path)
     if path.exists():
         raise FusionbenchError(f"'{printable(str(path))}' is there already; name another file with -o FILE")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..disk import explained
 from ..errors import StoreError, printable
+from ..remote import refuse_url
 
 STDOUT = Path("-")
 
@@ -32,6 +33,7 @@ def refuse_unwritable(*paths: Path | None) -> None:
     if named.count(STDOUT) > 1:
         raise StoreError("only one of the outputs can be '-', the standard output")
     for path in named:
+        refuse_url(path)
         with explained(f"cannot write '{printable(str(path))}'"):
             _try(Path(os.path.realpath(path)))
 
@@ -53,6 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A link is followed, and what is no regular file (a device, a pipe) is written as it is. Raises StoreError.
     """
+    refuse_url(path)
     with explained(f"cannot write '{printable(str(path))}'"):
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file() and not target.is_dir():

@@ -208,7 +208,7 @@ def test_a_node_killed_amid_the_sweep_costs_nothing_finished(
 
 
 def test_a_lost_head_ends_the_run_with_all_that_is_finished(suite: Path, mortal: Cluster, tmp_path: Path) -> None:
-    driver = on_ray(suite, mortal, tmp_path / "runs", "--measure-s", "2")
+    driver = on_ray(suite, mortal, tmp_path / "runs", "--rounds", "60")  # slots go on without a head, for a while
     driver.until(r"\[[1-9]/")
     mortal.kill("head")
     begun = time.monotonic()

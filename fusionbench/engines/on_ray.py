@@ -308,6 +308,7 @@ class Actor:
         for visit in visits:
             if stopping():
                 return
+            self.head.check()  # slots answer without a head, until Ray ends this process
             started(visit.job)
             order = _encoder.encode(Order(visit=visit, budget=budget))
             answer = self._await(self.handle.measure.remote(order), budget.timeout_s + MARGIN_S, visit.job, stopping)

@@ -38,7 +38,7 @@ def test_every_version_before_this_one_has_a_run() -> None:
     for path in RUNS:
         (line, *_) = (path / "shards").glob("*.jsonl").__next__().read_bytes().splitlines()
         assert json.loads(line.rpartition(b"\t")[0])["v"] == int(path.name[1:])
-        assert store.read_manifest(path).v == min(VERSION, int(path.name[1:]))
+    assert {store.read_manifest(path).v for path in RUNS} >= set(range(1, VERSION))  # these move more rarely
 
 
 def test_a_run_is_read_whole_and_without_complaint(run: Path) -> None:

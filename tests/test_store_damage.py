@@ -184,8 +184,9 @@ def test_a_newer_schema_is_refused_with_its_version(run: Path, body: bytes) -> N
 
 
 def test_a_newer_manifest_is_refused_with_its_version(run: Path) -> None:
-    (run / "manifest.json").write_text(json.dumps({"v": 3, "anything": "else"}))
-    with pytest.raises(store.NewerSchemaError, match=r"manifest.json: schema 3 is newer than this fusionbench \(2\)"):
+    (run / "manifest.json").write_text(json.dumps({"v": store.VERSION + 1, "anything": "else"}))
+    wanted = rf"manifest.json: schema {store.VERSION + 1} is newer than this fusionbench \({store.VERSION}\)"
+    with pytest.raises(store.NewerSchemaError, match=wanted):
         store.read(run)
 
 

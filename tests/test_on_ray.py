@@ -37,7 +37,7 @@ width = [16]
 heads = [2]
 projectors = ["identity"]
 """
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # at Ray's own 15 they starve beside other tests
 TOKEN = "ab" * 32
 # A process of its own: the cluster's processes are its children, and no test process has Ray's threads.
 KEEPER = """
@@ -129,7 +129,7 @@ class Driver:
                 return
         raise AssertionError(f"no {pattern!r} in:\n{self.text}")
 
-    def end(self, limit_s: float = 90) -> int:
+    def end(self, limit_s: float = 240) -> int:
         out, _ = self.process.communicate(timeout=limit_s)
         self.lines.append(out)
         return self.process.returncode
@@ -187,7 +187,7 @@ def test_what_no_node_has_is_told_with_what_there_is(
     suite: Path, cluster: Cluster, tmp_path: Path, option: tuple[str, str]
 ) -> None:
     driver = on_ray(suite, cluster, tmp_path / "runs", *option)
-    assert driver.end(60) == 4
+    assert driver.end() == 4
     assert re.search(r"nothing to measure on: cpu, .*(moon|H900).*127\.0\.0\.2: CPU 1", driver.text)
     assert not (tmp_path / "runs").exists()
 
@@ -210,9 +210,9 @@ def test_a_lost_head_ends_the_run_with_all_that_is_finished(suite: Path, mortal:
     driver.until(r"\] round \d")  # every ten seconds there is such a line
     mortal.kill("head")
     begun = time.monotonic()
-    code = driver.end(90)
+    code = driver.end()
     assert code == 3, driver.text
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 120
     assert (
         "the head of the ray cluster is gone; everything finished is saved. Go on with: fusionbench resume"
         in driver.text
@@ -226,7 +226,7 @@ def measurers() -> list[psutil.Process]:
 
 
 def wait_for_no_measurer() -> None:
-    for _ in range(100):
+    for _ in range(300):
         if not measurers():
             return
         time.sleep(0.2)
@@ -241,7 +241,7 @@ def test_ctrl_c_saves_all_and_a_worker_killed_after_resuming_is_begun_again(
     )  # so many that the slot which dies is not done
     driver.until(r"\[[1-9]/")
     driver.process.send_signal(signal.SIGINT)
-    assert driver.end(30) == 130, driver.text
+    assert driver.end() == 130, driver.text
     assert "everything finished is saved. Go on with: fusionbench resume" in driver.text
     assert "Traceback" not in driver.text
     run = only_run(tmp_path / "runs")
@@ -283,7 +283,7 @@ def test_a_wrong_token_is_refused_in_one_line_and_the_right_one_works(
     suite: Path, guarded: Cluster, tmp_path: Path
 ) -> None:
     wrong = on_ray(suite, guarded, tmp_path / "a", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="cd" * 32)
-    assert wrong.end(90) == 2, wrong.text
+    assert wrong.end() == 2, wrong.text
     assert wrong.text.count("\n") == 1
     assert "refuses the token; set its RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token" in wrong.text
     assert "Traceback" not in wrong.text
@@ -313,14 +313,14 @@ def test_a_cluster_elsewhere_needs_a_token_or_a_word(suite: Path, tmp_path: Path
     driver = Driver(
         "run", suite, "--engine", "ray", "--address", "ray://example.org:10001", "--results", tmp_path / "r"
     )
-    assert driver.end(30) == 2
+    assert driver.end() == 2
     assert "is reached without a token" in driver.text
     assert "or say --insecure" in driver.text
 
 
 def test_no_cluster_is_one_line(suite: Path, tmp_path: Path) -> None:
     driver = Driver("run", suite, "--engine", "ray", "--address", "127.0.0.1:1", "--results", tmp_path / "r")
-    assert driver.end(60) == 2, driver.text
+    assert driver.end() == 2, driver.text
     assert "no ray cluster at '127.0.0.1:1'" in driver.text
     assert "Traceback" not in driver.text
 
@@ -328,5 +328,5 @@ def test_no_cluster_is_one_line(suite: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["--address", "--resource", "--accelerator"])
 def test_options_of_a_cluster_need_the_engine(suite: Path, tmp_path: Path, option: str) -> None:
     driver = Driver("run", suite, option, "x", "--results", tmp_path / "r")
-    assert driver.end(30) == 2
+    assert driver.end() == 2
     assert driver.text == f"fusionbench: {option} is for --engine ray\n"

@@ -20,6 +20,8 @@ import msgspec
 # Read when ray is imported: its warnings would end up in the progress.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Of a cluster that is started here: what measures would otherwise wait for whatever else runs, at a niceness of 15.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from ray import exceptions

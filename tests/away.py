@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,3 +60,29 @@ def forget() -> None:
     mirror._fetched.cache_clear()
     mirror._scratch.cache_clear()
     remote._SHOWN.clear()
+
+
+def read_by_every_verb(runs: str, store: Any, machine: Callable[[str], Machine], secret: str) -> None:
+    """Two machines each measure a slice below the URL ``runs`` and merge them there; a third look reads all of it."""
+    scheme, _, below = runs.partition("://")
+    a, b = machine("a"), machine("b")
+    for number, each in enumerate((a, b), 1):
+        code, _, err = each("run", "away.toml", "--shard", f"{number}/2", "--results", runs, "--quiet")
+        assert code == 0, err
+    slices = [f"{scheme}://{path.rstrip('/')}" for path in store.ls(below, detail=False)]
+    code, out, err = a("merge", *slices, "-o", f"{runs}/whole")
+    assert (code, out) == (0, f"{runs}/whole\n"), err
+    for arguments in (
+        ["show", f"{runs}/whole"],
+        ["show", "--results", runs],
+        ["show", f"{runs}/whole/records.parquet"],
+        ["history", runs],
+        ["compare", slices[0], f"{runs}/whole"],
+    ):
+        code, out, err = b(*arguments)
+        assert code == 0, (arguments, err)
+        assert "cross_attention" in out
+        assert secret not in out + err
+    code, out, err = b("report", f"{runs}/whole")
+    assert (code, out) == (0, f"{runs}/whole/report.html\n"), err
+    assert store.info(f"{below}/whole/report.html")["size"] > 10_000
